@@ -1,0 +1,9 @@
+"""Errors that a command reports in one line instead of a traceback."""
+
+
+class UsageError(ValueError):
+  """Bad input by the user: names the key or file, the rule and the value received."""
+
+
+class TrainingError(RuntimeError):
+  """A run that cannot go on for a reason in the run itself, such as a loss that is not finite."""

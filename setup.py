@@ -1,0 +1,47 @@
+"""Packaging of bcgd_jax.
+
+The base install is the method alone (quantizers, layers, optimizer); the training program and its
+report need the `train` extra.
+"""
+
+from setuptools import find_packages, setup
+
+TRAIN = [
+  "absl-py>=2.1",
+  "grain>=0.2.18",
+  "importlib_resources>=6.0",  # imported by tensorflow-datasets 4.9.10, which does not declare it
+  "matplotlib>=3.9",
+  "ml_collections>=1.1.0",
+  "orbax-checkpoint>=0.12.8",
+  "pillow>=11.0",
+  "rich>=13.0",
+  "scikit-learn>=1.5",  # ships the digits images
+  "tensorboardX>=2.6.2",
+  "tensorflow-datasets>=4.9.10",
+]
+TEST = [
+  "chex>=0.1.92",
+  "mypy>=1.18",
+  "pytest>=8.0",
+  "pytest-xdist>=3.6",
+  "ruff>=0.14",
+]
+
+setup(
+  name="bcgd_jax",
+  version="0.1.0",
+  description="Blended Coarse Gradient Descent: 1- to 4-bit neural networks in JAX",
+  long_description=open("README.md", encoding="utf-8").read(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["bcgd_jax", "bcgd_jax.*"]),
+  package_data={"bcgd_jax": ["py.typed"]},
+  install_requires=["jax>=0.10.2", "flax>=0.12.8", "optax>=0.2.8", "numpy>=2.0"],
+  extras_require={
+    "train": TRAIN,
+    "test": TRAIN + TEST,
+    # Only for datasets whose preparation by TFDS itself runs TensorFlow (CIFAR-10, MNIST...).
+    "tfds": ["tensorflow>=2.18"],
+  },
+)
