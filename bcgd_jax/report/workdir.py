@@ -1,0 +1,144 @@
+"""What a finished run left in its workdir, read back with every field checked."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bcgd_jax.errors import UsageError
+from bcgd_jax.report.files import is_number, is_number_map, read_json
+from bcgd_jax.report.records import read_metrics
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+  """What a finished run left in its workdir, checked.
+
+  `weights` is empty if the run kept no histograms.
+  """
+
+  config: dict[str, Any]
+  run: dict[str, Any]
+  records: list[dict[str, Any]]
+  weights: dict[str, dict[str, Any]]
+
+
+def read_run_files(workdir: Path) -> RunFiles:
+  """Reads config.json, run.json, metrics.jsonl and, where there is one, weights.json.
+
+  Raises:
+    UsageError: if one of the first three is missing, or a field breaks its rule.
+  """
+  workdir = Path(workdir)
+  run_path, weights_path = workdir / "run.json", workdir / "weights.json"
+  if not run_path.exists():
+    raise UsageError(
+      f"{run_path} is missing: the run has not finished; start it again on this workdir to go on"
+    )
+  run = read_json(run_path)
+  weights = read_json(weights_path) if weights_path.exists() else {}
+  _check_run(run, run_path)
+  _check_weights(weights, weights_path)
+  return RunFiles(
+    config=read_json(workdir / "config.json"),
+    run=run,
+    records=read_metrics(workdir),
+    weights=weights,
+  )
+
+
+def _is_count(value: object) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_shape(value: object) -> bool:
+  return isinstance(value, list) and all(map(_is_count, value))
+
+
+def _is_fraction(value: object) -> bool:
+  return isinstance(value, int | float) and is_number(value) and 0 <= value <= 1
+
+
+def _or_null(rule: Callable[[object], bool]) -> Callable[[object], bool]:
+  return lambda value: value is None or rule(value)
+
+
+_Rules = dict[str, tuple[Callable[[object], bool], str]]
+
+_STRING = (lambda value: isinstance(value, str), "a string")
+_COUNT = (_is_count, "an integer >= 0")
+_COUNT_OR_NULL = (_or_null(_is_count), "an integer >= 0 or null")
+_FRACTION_OR_NULL = (_or_null(_is_fraction), "a fraction in [0, 1] or null")
+
+_RUN_RULES: _Rules = {
+  "model": _STRING,
+  "dataset": _STRING,
+  "weight_bits": _COUNT_OR_NULL,
+  "activation_bits": _COUNT_OR_NULL,
+  "float_bytes": _COUNT,
+  "quantized_bytes": _COUNT_OR_NULL,
+  "num_parameters": _COUNT,
+  "num_test_examples": _COUNT,
+  "float_test_accuracy": _FRACTION_OR_NULL,
+  "quantized_test_accuracy": _FRACTION_OR_NULL,
+  "phase_seconds": (is_number_map, "an object of numbers"),
+  "layers": (lambda value: isinstance(value, list), "a list"),
+}
+_LAYER_RULES: _Rules = {
+  "path": _STRING,
+  "kind": _STRING,
+  "shape": (_or_null(_is_shape), "a list of integers or null"),
+  "weight_bits": _COUNT_OR_NULL,
+  "activation_bits": _COUNT_OR_NULL,
+  "float_bytes": _COUNT,
+  "quantized_bytes": _COUNT,
+  "macs": _COUNT,
+}
+
+
+def _check_fields(value: Mapping[str, Any], rules: _Rules, where: str) -> None:
+  for key, (rule, words) in rules.items():
+    if key not in value:
+      raise UsageError(f'{where}: "{key}" is missing; it must be {words}')
+    if not rule(value[key]):
+      raise UsageError(f'{where}: "{key}" must be {words}, got {value[key]!r}')
+
+
+def _check_run(run: Mapping[str, Any], path: Path) -> None:
+  _check_fields(run, _RUN_RULES, str(path))
+  for index, layer in enumerate(run["layers"]):
+    where = f"{path}: layers[{index}]"
+    if not isinstance(layer, dict):
+      raise UsageError(f"{where} must be an object, got {layer!r}")
+    _check_fields(layer, _LAYER_RULES, where)
+
+
+def _check_weights(weights: Mapping[str, Any], path: Path) -> None:
+  for phase, entries in weights.items():
+    if not isinstance(entries, dict):
+      raise UsageError(f'{path}: phase "{phase}" must be an object, got {entries!r}')
+    for name, entry in entries.items():
+      if not _is_histogram(entry):
+        raise UsageError(
+          f'{path}: "{name}" in phase "{phase}" must have lists "edges" (n + 1 numbers) and'
+          f' "counts" (n integers), and "codes" and "scale" together or neither'
+        )
+
+
+def _is_histogram(entry: object) -> bool:
+  if not isinstance(entry, dict):
+    return False
+  edges, counts = entry.get("edges"), entry.get("counts")
+  codes, scale = entry.get("codes"), entry.get("scale")
+  if not isinstance(edges, list) or not isinstance(counts, list):
+    return False
+  plain = len(edges) == len(counts) + 1 and all(map(is_number, edges)) and _is_shape(counts)
+  if codes is None and scale is None:
+    return plain
+  return plain and _is_codes(codes) and isinstance(scale, list) and all(map(is_number, scale))
+
+
+def _is_codes(codes: object) -> bool:
+  return isinstance(codes, dict) and all(
+    code.lstrip("-").isdecimal() and _is_count(count) for code, count in codes.items()
+  )

@@ -1,0 +1,108 @@
+"""A workdir as training leaves it, with made-up but plausible numbers, for the report's tests."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcgd_jax.report.files import dump_json, write_json
+
+PATHS = ("stem/conv", "block1/conv1", "block1/conv2", "head/dense")
+SIZES = (144, 2304, 2304, 640)
+
+
+def make_records(*, quantized: bool = True, steps: int = 40) -> list[dict[str, Any]]:
+  records: list[dict[str, Any]] = []
+  for index, phase in enumerate(("float", "quantized")[: 2 if quantized else 1]):
+    for local in range(4, steps + 1, 4):
+      head = {"step": index * steps + local, "phase": phase}
+      loss = math.exp(-local / 10) + 0.1 * index
+      timing = {"examples_per_second": 1000.0, "step_seconds": 0.1}
+      records.append({**head, "kind": "train", "loss": loss, "accuracy": 0.9, "timing": timing})
+      if phase == "quantized":
+        records.append({**head, "kind": "alpha", "alpha": {"stem/relu/alpha": 0.3 + loss}})
+    head = {"step": (index + 1) * steps, "phase": phase}
+    scores = {"loss": 0.1, "num_examples": 360}
+    records.append({**head, "kind": "validation", "accuracy": 0.95 - 0.01 * index, **scores})
+    records.append({**head, "kind": "test", "accuracy": 0.975 - 0.025 * index, **scores})
+    records.append({**head, "kind": "phase_end", "timing": {"seconds": 12.5}})
+  return records
+
+
+def make_histogram(
+  weights: np.ndarray, codes: np.ndarray | None = None, scale: float = 0.1
+) -> dict[str, Any]:
+  counts, edges = np.histogram(weights, bins=20)
+  entry = {"edges": edges.tolist(), "counts": counts.tolist(), "codes": None, "scale": None}
+  if codes is not None:
+    values, sizes = np.unique(codes, return_counts=True)
+    entry["codes"] = {str(v): int(n) for v, n in zip(values, sizes, strict=True)}
+    entry["scale"] = [scale]
+  return entry
+
+
+def make_weights(*, quantized: bool = True) -> dict[str, dict[str, Any]]:
+  rng = np.random.default_rng(0)
+  arrays = [rng.normal(size=size) for size in SIZES]
+  named = {f"{path}/kernel": array for path, array in zip(PATHS, arrays, strict=True)}
+  weights = {"float": {path: make_histogram(w) for path, w in named.items()}}
+  if quantized:
+    weights["quantized"] = {
+      path: make_histogram(w, np.where(w >= 0, 1, -1)) for path, w in named.items()
+    }
+  return weights
+
+
+def make_layers(*, quantized: bool = True) -> list[dict[str, Any]]:
+  layers = []
+  for path, size in zip(PATHS, SIZES, strict=True):
+    layers.append(
+      {
+        "path": path,
+        "kind": path.split("/")[1].rstrip("12"),
+        "shape": [size],
+        "output_shape": [1, 10],
+        "weight_bits": 1 if quantized else None,
+        "activation_bits": None,
+        "float_bytes": 4 * size,
+        "quantized_bytes": size // 8 + 4 if quantized else 4 * size,
+        "macs": 64 * size,
+      }
+    )
+  relu = {"path": "stem/relu", "kind": "activation", "shape": [], "output_shape": [1, 8, 8, 16]}
+  cost = {"float_bytes": 4, "quantized_bytes": 4, "macs": 0}
+  bits = {"weight_bits": None, "activation_bits": 4 if quantized else None}
+  return [*layers, {**relu, **bits, **cost}]
+
+
+def make_run(*, quantized: bool = True) -> dict[str, Any]:
+  layers = make_layers(quantized=quantized)
+  return {
+    "model": "resnet8",
+    "dataset": "digits",
+    "weight_bits": 1 if quantized else 32,
+    "activation_bits": 4 if quantized else 32,
+    "float_bytes": sum(layer["float_bytes"] for layer in layers),
+    "quantized_bytes": sum(layer["quantized_bytes"] for layer in layers),
+    "num_parameters": 5393,
+    "float_test_accuracy": 0.975,
+    "quantized_test_accuracy": 0.95 if quantized else None,
+    "num_test_examples": 360,
+    "phase_seconds": {"float": 12.5, "quantized": 62.25} if quantized else {"float": 12.5},
+    "layers": layers,
+  }
+
+
+def write_records(workdir: Path, records: list[dict[str, Any]]) -> None:
+  text = "".join(dump_json(record) + "\n" for record in records)
+  (workdir / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_run(workdir: Path, *, quantized: bool = True) -> Path:
+  """Fills `workdir`, which must exist, and returns it."""
+  write_records(workdir, make_records(quantized=quantized))
+  write_json(workdir / "weights.json", make_weights(quantized=quantized))
+  write_json(workdir / "run.json", make_run(quantized=quantized))
+  write_json(workdir / "config.json", {"seed": 0, "model": {"name": "resnet8"}})
+  return workdir

@@ -1,0 +1,202 @@
+"""The report as a whole: summary.json, the images and the page."""
+
+import base64
+import json
+import os
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fake_run
+from absl.testing import absltest, parameterized
+
+from bcgd_jax.errors import UsageError
+from bcgd_jax.report import files, read_summary, write_report
+
+_VOID = {"meta", "img", "br"}
+
+
+class _Page(HTMLParser):
+  """A page's elements; fails at tags that do not close in order."""
+
+  def __init__(self, text: str):
+    super().__init__(convert_charrefs=True)
+    self.elements: list[tuple[str, dict[str, str]]] = []
+    self.text: dict[str, str] = {}
+    self._open: list[str] = []
+    self.feed(text)
+    self.close()
+    assert not self._open, self._open
+
+  def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]):
+    self.elements.append((tag, {key: value or "" for key, value in attrs}))
+    if tag not in _VOID:
+      self._open.append(tag)
+
+  def handle_endtag(self, tag: str):
+    assert self._open.pop() == tag, tag
+
+  def handle_data(self, data: str):
+    if self._open:
+      self.text[self._open[-1]] = self.text.get(self._open[-1], "") + data + "\n"
+
+  def all(self, tag: str) -> list[dict[str, str]]:
+    return [attributes for name, attributes in self.elements if name == tag]
+
+
+class QuantizedRunTest(parameterized.TestCase):
+  """One report, read only."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    cls.path = write_report(fake_run.write_run(cls.folder))
+    cls.page = _Page(cls.path.read_text(encoding="utf-8"))
+
+  def test_files_and_summary(self):
+    self.assertEqual(self.path, self.folder / "report" / "report.html")
+    self.assertCountEqual(
+      os.listdir(self.folder / "report"),
+      ["alpha.png", "curves.png", "report.html", "summary.json", "weights.png"],
+    )
+    expected = {
+      "model": "resnet8",
+      "dataset": "digits",
+      "num_parameters": 5393,
+      "num_test_examples": 360,
+      "weight_bits": 1,
+      "activation_bits": 4,
+      "float_bytes": 21572,
+      "quantized_bytes": 694,
+      "float_test_accuracy": 0.975,
+      "quantized_test_accuracy": 0.95,
+      "phase_seconds": {"float": 12.5, "quantized": 62.25},
+    }
+    text = (self.folder / "report" / "summary.json").read_text(encoding="utf-8")
+    self.assertEqual(json.loads(text), expected)
+    self.assertEqual(read_summary(self.folder), expected)
+
+  def test_page_needs_nothing_else(self):
+    page = self.page
+    images = page.all("img")
+    self.assertLen(images, 3)
+    for image, name in zip(images, ("curves", "weights", "alpha"), strict=True):
+      data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
+      self.assertEqual(data, (self.folder / "report" / f"{name}.png").read_bytes())
+      self.assertGreater(len(image["alt"]), 40)
+    self.assertEmpty([e for e in page.elements if e[0] in ("script", "link", "iframe", "object")])
+    self.assertEmpty([e for e in page.elements if "href" in e[1]])
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    self.assertStartsWith(policy, "default-src 'none'")
+    for loader in ("@import", "url("):
+      self.assertNotIn(loader, page.text["style"])
+
+  def test_page_says_what_happened(self):
+    page = self.page
+    self.assertEqual(page.text["h1"].strip(), "resnet8 on digits")
+    self.assertIn("weights from 32 to 1 bit, activations from 32 to 4 bits; 5,393", page.text["p"])
+    for figure in ("97.50 %", "95.00 %", "31.1x", "1 min 15 s"):
+      self.assertIn(figure, page.text["dd"])
+    self.assertIn("-2.50 points against float", page.text["small"])
+    self.assertIn("Accuracy on 360 test examples (one is 0.28 points)", page.text["span"])
+    for cell in ("21.1 KiB", "694 B", "62.2", "74.8", "345,088"):  # 64 MACs a weight of 5392
+      self.assertIn(f"{cell}\n", page.text["td"])
+    for path in fake_run.PATHS:
+      self.assertIn(f"{path}\n", page.text["th"])
+    self.assertEqual(json.loads(page.text["pre"]), {"seed": 0, "model": {"name": "resnet8"}})
+
+  def test_page_is_accessible_and_adapts(self):
+    page = self.page
+    self.assertEqual(page.all("html"), [{"lang": "en"}])
+    self.assertIn("width=device-width", [m.get("content", "")[:18] for m in page.all("meta")])
+    self.assertIn("prefers-color-scheme: dark", page.text["style"])
+    self.assertLen(page.all("caption"), len(page.all("table")))
+    self.assertTrue(all(cell.get("scope") in ("col", "row") for cell in page.all("th")))
+    scrolling = [d for d in page.all("div") if d.get("class") == "scroll"]
+    self.assertTrue(all(d["tabindex"] == "0" and d["aria-label"] for d in scrolling))
+
+
+class WriteReportTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def _write(self, **kwargs: Any) -> _Page:
+    path = write_report(fake_run.write_run(self.folder, **kwargs))
+    return _Page(path.read_text(encoding="utf-8"))
+
+  def test_float_only_run(self):
+    stale = self.folder / "report" / "alpha.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an earlier run")
+    page = self._write(quantized=False)
+    self.assertFalse(stale.exists())
+    self.assertIn("Trained in float: 32-bit weights and activations, 5,393", page.text["p"])
+    self.assertNotIn("Quantized test accuracy", page.text["dt"])
+    self.assertLen(page.all("img"), 2)
+    summary = read_summary(self.folder)
+    self.assertIsNone(summary["quantized_test_accuracy"])
+    self.assertEqual(summary["float_test_accuracy"], 0.975)
+
+  def test_without_histograms(self):
+    fake_run.write_run(self.folder)
+    (self.folder / "weights.json").unlink()
+    page = _Page(write_report(self.folder).read_text(encoding="utf-8"))
+    self.assertLen(page.all("img"), 2)
+
+  def test_same_run_same_bytes(self):
+    self._write(quantized=False)
+    names = sorted(os.listdir(self.folder / "report"))
+    first = [(self.folder / "report" / name).read_bytes() for name in names]
+    self._write(quantized=False)
+    self.assertEqual(first, [(self.folder / "report" / name).read_bytes() for name in names])
+
+  def test_text_of_the_run_is_escaped(self):
+    evil = '"><script>alert(1)</script>&amp;$x$'
+    fake_run.write_run(self.folder)
+    run = fake_run.make_run()
+    run.update(model=evil, dataset=evil, phase_seconds={evil: 1.0})
+    run["layers"][0].update(path=evil, kind=evil)
+    files.write_json(self.folder / "run.json", run)
+    files.write_json(self.folder / "config.json", {evil: evil})
+    records = [{**r, "phase": evil} for r in fake_run.make_records()]
+    fake_run.write_records(self.folder, records)
+    weights = {evil: {evil: fake_run.make_weights()["quantized"]["head/dense/kernel"]}}
+    files.write_json(self.folder / "weights.json", weights)
+    page = _Page(write_report(self.folder).read_text(encoding="utf-8"))
+    self.assertEmpty(page.all("script"))
+    self.assertEqual(page.text["h1"].strip(), f"{evil} on {evil}")
+    self.assertEqual(json.loads(page.text["pre"]), {evil: evil})
+    self.assertIn(evil, page.text["th"])
+    self.assertTrue(any(evil in image["alt"] for image in page.all("img")))
+
+  def test_unfinished_run_is_an_error_and_writes_nothing(self):
+    fake_run.write_run(self.folder)
+    (self.folder / "run.json").unlink()
+    with self.assertRaises(UsageError) as caught:
+      write_report(self.folder)
+    self.assertIn(f"{self.folder / 'run.json'} is missing", str(caught.exception))
+    self.assertIn("has not finished", str(caught.exception))
+    self.assertFalse((self.folder / "report").exists())
+
+  def test_failure_keeps_the_old_page(self):
+    fake_run.write_run(self.folder, quantized=False)
+    page = self.folder / "report" / "report.html"
+    page.parent.mkdir()
+    page.write_bytes(b"old")
+    broken = mock.patch.object(os, "replace", side_effect=OSError("disk full"))
+    with broken, self.assertRaisesRegex(OSError, "disk full"):
+      write_report(self.folder)
+    self.assertEqual(os.listdir(page.parent), ["report.html"])
+    self.assertEqual(page.read_bytes(), b"old")
+
+  def test_summary_of_no_report(self):
+    with self.assertRaisesRegex(UsageError, "summary.json is missing"):
+      read_summary(self.folder)
+
+
+if __name__ == "__main__":
+  absltest.main()
