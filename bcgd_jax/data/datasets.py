@@ -1,0 +1,171 @@
+"""Finds or prepares a dataset and cuts it into training, validation and test sources."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bcgd_jax.data import builders, digits, idx, sources
+from bcgd_jax.data.options import DataOptions
+from bcgd_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetInfo:
+  """What a model and a report need to know about a dataset."""
+
+  name: str  # as in DataOptions.dataset
+  # Path of the prepared data under the data directory, as "cifar10/3.0.2"; of an "idx" folder it
+  # holds a digest of the files, so equal names mean equal examples.
+  full_name: str
+  image_shape: tuple[int, int, int]  # (H, W, C), C is 1 or 3
+  num_classes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+  """Random-access sources of {"image": uint8 [H, W, C], "label": int}."""
+
+  info: DatasetInfo
+  train: sources.ImageSource
+  validation: sources.ImageSource  # of length 0 where none was asked for
+  test: sources.ImageSource
+
+
+def dataset_info(options: DataOptions) -> DatasetInfo:
+  """The `info` that `load_dataset` would give, without preparing or downloading anything.
+
+  Raises:
+    UsageError: bad idx files.
+  """
+  root = _data_root(options.data_dir)
+  if options.dataset == "digits":
+    builder_dir, image_shape = digits.digits_dir(root), digits.IMAGE_SHAPE
+    num_classes = digits.NUM_CLASSES
+  elif options.dataset == "idx":
+    builder_dir, arrays = idx.find_idx(root, manual_dir=Path(options.manual_dir).expanduser())
+    image_shape, num_classes = arrays.splits["train"].images.shape[1:], arrays.num_classes
+  else:
+    builder = tfds.builder(options.dataset, data_dir=root)
+    builder_dir, image_shape = Path(builder.data_dir), builder.info.features["image"].shape
+    num_classes = builder.info.features["label"].num_classes
+  return DatasetInfo(
+    name=options.dataset,
+    full_name=builder_dir.relative_to(root).as_posix(),
+    image_shape=image_shape,
+    num_classes=num_classes,
+  )
+
+
+def load_dataset(options: DataOptions) -> Dataset:
+  """Opens the dataset, preparing it first where that has not been done.
+
+  Validation: the first `validation_examples` of a fixed permutation of the training split, the
+  same for every seed, so that runs are comparable and no validation example is ever trained on;
+  not stratified. Training: the following ones in the permutation's order, the first
+  `train_examples` of them where that is given.
+
+  Decoded images are kept in memory once read, where the split takes at most MAX_CACHED_BYTES.
+
+  Raises:
+    UsageError: no room for the validation cut or train_examples; bad idx files; a dataset of
+      TFDS's that is not prepared and cannot be here, or is prepared in another file format.
+  """
+  root = _data_root(options.data_dir)
+  if options.dataset == "digits":
+    builder_dir = digits.prepare_digits(root)
+  elif options.dataset == "idx":
+    builder_dir = idx.prepare_idx(root, manual_dir=Path(options.manual_dir).expanduser())
+  else:
+    builder_dir = _prepare_tfds(options.dataset, root)
+  features = tfds.builder_from_directory(builder_dir).info.features
+  info = DatasetInfo(
+    name=options.dataset,
+    full_name=builder_dir.relative_to(root).as_posix(),
+    image_shape=features["image"].shape,
+    num_classes=features["label"].num_classes,
+  )
+  train = _open_split(builder_dir, "train")
+  train_positions, validation_positions = _cut(len(train), options)
+  return Dataset(
+    info=info,
+    train=sources.SubsetSource(train, train_positions),
+    validation=sources.SubsetSource(train, validation_positions),
+    test=_open_split(builder_dir, "test"),
+  )
+
+
+def _data_root(data_dir: str) -> Path:
+  # TFDS's own default.
+  default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+  return Path(data_dir or default).expanduser().absolute()
+
+
+def _prepare_tfds(name: str, root: Path) -> Path:
+  """Returns the directory of a dataset that TFDS defines, prepared in a random-access format."""
+  builder = tfds.builder(name, data_dir=root)
+  builder_dir = Path(builder.data_dir)
+  if not builders.is_prepared(builder_dir):
+    if importlib.util.find_spec("tensorflow") is None:
+      raise UsageError(
+        f"dataset {name!r} is not prepared in {root}, and preparing it needs TensorFlow, which is"
+        " not installed: pip install 'bcgd_jax[tfds]', or set data_dir to a folder where TFDS has"
+        " prepared it with file_format='array_record'"
+      )
+    _download_and_prepare(builder, builder_dir)
+  file_format = tfds.builder_from_directory(builder_dir).info.file_format.value
+  if file_format != "array_record":
+    raise UsageError(
+      f"{builder_dir} must be prepared with file_format='array_record' for random access, got"
+      f" {file_format!r}: set data_dir to another folder or prepare it again"
+    )
+  return builder_dir
+
+
+def _download_and_prepare(builder: tfds.core.DatasetBuilder, builder_dir: Path) -> None:
+  try:
+    builder.download_and_prepare(file_format="array_record")
+  except (
+    OSError,  # no network, a full disk
+    ImportError,
+    tfds.download.DownloadError,
+    tfds.download.download_manager.NonMatchingChecksumError,
+  ) as error:
+    # Of two processes preparing at once, TFDS fails in the later one when it finds the work done.
+    if not builders.is_prepared(builder_dir):
+      raise UsageError(
+        f"dataset {builder.name!r} could not be downloaded and prepared in {builder_dir.parent}"
+        f" ({type(error).__name__}: {error}): prepare it where that works, with"
+        " file_format='array_record', and set data_dir"
+      ) from error
+
+
+def _open_split(builder_dir: Path, split: str) -> sources.ImageSource:
+  source = sources.TfdsSource(builder_dir, split)
+  if len(source) * math.prod(source.image_shape) > sources.MAX_CACHED_BYTES:
+    return source
+  return sources.CachedSource(source)
+
+
+def _cut(num_examples: int, options: DataOptions) -> tuple[np.ndarray, np.ndarray]:
+  """Positions of the training and of the validation examples in the training split."""
+  num_validation = options.validation_examples
+  if num_validation >= num_examples:
+    raise UsageError(
+      f"validation_examples must be less than the {num_examples} training examples of"
+      f" {options.dataset!r}, got {num_validation}"
+    )
+  num_left = num_examples - num_validation
+  num_train = num_left if options.train_examples is None else options.train_examples
+  if num_train > num_left:
+    raise UsageError(
+      f"train_examples must be at most {num_left}, what validation_examples"
+      f" leaves of {options.dataset!r}, got {num_train}"
+    )
+  # RandomState: the one NumPy generator whose streams are frozen across versions.
+  order = np.random.RandomState(0).permutation(num_examples)
+  return order[num_validation : num_validation + num_train], order[:num_validation]
