@@ -4,6 +4,8 @@ The base install is the method alone (quantizers, layers, optimizer); the traini
 report need the `train` extra.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 TRAIN = [
@@ -31,7 +33,7 @@ setup(
   name="bcgd_jax",
   version="0.1.0",
   description="Blended Coarse Gradient Descent: 1- to 4-bit neural networks in JAX",
-  long_description=open("README.md", encoding="utf-8").read(),
+  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",

@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.quantized.quantize_activations = True
 
   config.selection = "last"  # "last" | "best_validation": the weights a phase ends with
+  # steps are counted from the start of each phase
   config.log_every_steps = 50
   config.checkpoint_every_steps = 500  # a multiple of log_every_steps
   config.keep_checkpoints = 2

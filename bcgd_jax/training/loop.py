@@ -1,0 +1,184 @@
+"""Trains a configuration in a workdir, phase after phase; started again, it goes on."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bcgd_jax.data import train_batches
+from bcgd_jax.report.progress import progress
+from bcgd_jax.training.batch_stats import recalibrate_batch_stats
+from bcgd_jax.training.checkpoint import CheckpointMeta, CheckpointStore
+from bcgd_jax.training.metrics import MetricsWriter
+from bcgd_jax.training.recipe import Phase, enter_phase
+from bcgd_jax.training.results import write_phase_weights, write_run
+from bcgd_jax.training.run import (
+  Hooks,
+  Run,
+  abstract_tree,
+  load_phase,
+  map_eval_step,
+  open_run,
+  score_split,
+  train_images,
+)
+from bcgd_jax.training.state import TrainState, eval_variables
+from bcgd_jax.training.steps import normalize
+from bcgd_jax.training.trainer import Trainer, as_best
+from bcgd_jax.training.workdir import PHASES_FOLDER
+
+PyTree = Any
+
+
+def train_and_evaluate(
+  config: Mapping[str, Any],
+  workdir: Path,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  hooks: Hooks | None = None,
+) -> dict[str, Any]:
+  """Trains, scores each phase on the test split and writes run.json.
+
+  Args:
+    config: nested mapping with the keys of configs/default.py.
+    workdir: the run's folder, new or of an earlier start with the same configuration.
+    devices: those to use; all by default.
+    hooks: see `Hooks`.
+  Returns:
+    The content of run.json.
+  Raises:
+    UsageError: for bad input, before anything is compiled.
+    TrainingError: if the loss is not finite; the last good checkpoint stays.
+  """
+  run = open_run(config, workdir, devices=devices, hooks=hooks)
+  meta = run.store.latest()
+  if meta is not None:
+    run.store.discard_after(meta.step)  # what is damaged, where an older one was fallen back to
+  seconds: dict[str, float] = dict(meta.extra["seconds"]) if meta else {}
+  writer = MetricsWriter(workdir, num_records=meta.extra["num_records"] if meta else 0)
+  try:
+    names = [phase.name for phase in run.phases]
+    first = names.index(meta.phase) if meta else 0
+    for phase in run.phases[first:]:
+      resumed = meta if meta is not None and meta.phase == phase.name else None
+      if resumed is None or not resumed.extra["complete"]:
+        _run_phase(run, phase, resumed, writer=writer, seconds=seconds)
+  finally:
+    writer.close()
+  return write_run(
+    workdir,
+    run.settings,
+    run.phases,
+    info=run.dataset.info,
+    variables=load_phase(run, run.phases[-1]),
+    seconds=seconds,
+  )
+
+
+def _run_phase(
+  run: Run,
+  phase: Phase,
+  resumed: CheckpointMeta | None,
+  *,
+  writer: MetricsWriter,
+  seconds: dict[str, float],
+) -> None:
+  """Runs one phase from its start or a checkpoint of it to its saved end."""
+  seconds_before, started = seconds.get(phase.name, 0.0), time.perf_counter()
+  if resumed is None:
+    state, best = _enter(run, phase), None
+    if run.settings.selection == "best_validation":
+      best = as_best(eval_variables(state, phase.float_params), accuracy=-1.0)
+  else:
+    tree = run.store.restore(resumed.step, abstract_tree(run, phase))
+    state, best = tree["state"], tree["best"]
+  state, best = run.parallel.replicate((state, best))
+  trainer = Trainer(run, phase, writer)
+
+  def save(*, complete: bool) -> None:
+    seconds[phase.name] = seconds_before + time.perf_counter() - started
+    run.store.save(
+      int(state.step),
+      {"state": state, "best": best},
+      phase=phase.name,
+      extra={
+        "num_records": writer.num_records,
+        "seconds": seconds,
+        "complete": complete,
+      },
+    )
+
+  step = int(state.step)
+  batches = train_batches(
+    run.dataset,
+    run.data_options,
+    start_step=step,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  bar_steps = phase.last_step - phase.first_step
+  with contextlib.closing(batches), progress(bar_steps, phase.name) as bar:
+    while step < phase.last_step:
+      state = trainer.step(state, next(batches))
+      step += 1
+      run.hooks.on_step(step)
+      done = step - phase.first_step
+      if done % run.settings.log_every_steps == 0 or step == phase.last_step:
+        bar.update(done, **trainer.log(step, state))
+      if step in trainer.eval_steps:
+        best = trainer.validate(step, state, best)
+      if done % run.settings.checkpoint_every_steps == 0 and step < phase.last_step:
+        save(complete=False)
+        trainer.restart_clock()
+  _finish(run, phase, state, best, writer=writer)
+  seconds[phase.name] = seconds_before + time.perf_counter() - started
+  writer.write(
+    {
+      "step": phase.last_step,
+      "phase": phase.name,
+      "kind": "phase_end",
+      "timing": {"seconds": seconds[phase.name]},
+    }
+  )
+  save(complete=True)
+
+
+def _finish(
+  run: Run, phase: Phase, state: TrainState, best: PyTree | None, *, writer: MetricsWriter
+) -> None:
+  """Scores what a phase ends with on the test split and keeps it for later phases and runs."""
+  variables = eval_variables(state, phase.float_params) if best is None else best["variables"]
+  variables = jax.device_get(variables)
+  if phase.settings.recalibrate_batches:
+    data = run.settings.data
+    images = train_images(run, phase.settings.recalibrate_batches)
+    batches = (normalize(jnp.asarray(x), data.mean, data.std) for x in images)
+    variables = recalibrate_batch_stats(phase.options.eval_model, variables, batches)
+  mapped = map_eval_step(run, phase)
+  found = score_split(run, mapped, run.parallel.replicate(variables), "test")
+  head = {"step": phase.last_step, "phase": phase.name, "kind": "test"}
+  writer.write({**head, **found.record(), "quantized": phase.is_quantized})
+  write_phase_weights(run.workdir, phase, variables["params"])
+  store = CheckpointStore(run.workdir / PHASES_FOLDER / phase.name, config_hash=run.hash)
+  # a run killed after this save comes here again with the same variables: saving twice is safe
+  store.save(phase.last_step, variables, phase=phase.name, extra={})
+
+
+def _enter(run: Run, phase: Phase) -> TrainState:
+  index = run.phases.index(phase)
+  if phase.settings.start_from:
+    previous = load_phase(run, phase, workdir=Path(phase.settings.start_from))
+  else:
+    previous = load_phase(run, run.phases[index - 1]) if index else None
+  return enter_phase(
+    phase,
+    previous,
+    settings=run.settings,
+    image_shape=run.dataset.info.image_shape,
+    calibration_images=functools.partial(train_images, run),
+  )
