@@ -1,0 +1,27 @@
+"""Trains, evaluates and reports: python -m bcgd_jax.main --config=FILE --workdir=DIR.
+
+Started again on its workdir, a run continues from its last checkpoint; a finished one says so.
+"""
+
+from bcgd_jax.cli import required_config, required_workdir, run_command
+from bcgd_jax.report import print_table, read_summary, summary_table, write_report
+from bcgd_jax.training.loop import train_and_evaluate
+from bcgd_jax.training.settings import parse_settings
+from bcgd_jax.training.workdir import RUN_FILE, open_workdir
+
+
+def main() -> None:
+  config, workdir = required_config(), required_workdir()
+  parse_settings(config)
+  if (workdir / RUN_FILE).exists():
+    open_workdir(workdir, config)
+    print(f"The run in {workdir} is finished.")
+  else:
+    train_and_evaluate(config, workdir)
+  report = write_report(workdir)
+  print_table(summary_table(read_summary(workdir)))
+  print(f"Report: {report}")
+
+
+if __name__ == "__main__":
+  run_command(main)
