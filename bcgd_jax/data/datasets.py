@@ -49,6 +49,8 @@ def dataset_info(options: DataOptions) -> DatasetInfo:
   elif options.dataset == "idx":
     builder_dir, arrays = idx.find_idx(root, manual_dir=Path(options.manual_dir).expanduser())
     image_shape, num_classes = arrays.splits["train"].images.shape[1:], arrays.num_classes
+  elif options.dataset == "imagenet2012":
+    builder_dir, image_shape, num_classes = root / "imagenet2012", (224, 224, 3), 1000
   else:
     builder = tfds.builder(options.dataset, data_dir=root)
     builder_dir, image_shape = Path(builder.data_dir), builder.info.features["image"].shape
@@ -75,6 +77,11 @@ def load_dataset(options: DataOptions) -> Dataset:
     UsageError: no room for the validation cut or train_examples; bad idx files; a dataset of
       TFDS's that is not prepared and cannot be here, or is prepared in another file format.
   """
+  if options.dataset == "imagenet2012":
+    raise UsageError(
+      "dataset must be one that can be read, got 'imagenet2012', whose input pipeline is not part "
+      "of this version"
+    )
   root = _data_root(options.data_dir)
   if options.dataset == "digits":
     builder_dir = digits.prepare_digits(root)

@@ -4,7 +4,8 @@ import dataclasses
 
 from bcgd_jax.errors import UsageError
 
-DATASET_NAMES = ("digits", "idx", "cifar10", "mnist", "fashion_mnist")
+# "imagenet2012" has no input pipeline yet: `dataset_info` knows it, `load_dataset` refuses it.
+DATASET_NAMES = ("digits", "idx", "cifar10", "mnist", "fashion_mnist", "imagenet2012")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,8 +133,8 @@ def _run_phase(
       if step in trainer.eval_steps:
         best = trainer.validate(step, state, best)
       if done % run.settings.checkpoint_every_steps == 0 and step < phase.last_step:
-        save(complete=False)
-        trainer.restart_clock()
+        with trainer.untimed():
+          save(complete=False)
   _finish(run, phase, state, best, writer=writer)
   seconds[phase.name] = seconds_before + time.perf_counter() - started
   writer.write(

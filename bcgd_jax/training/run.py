@@ -1,7 +1,9 @@
 """A run opened for work: its settings checked, its dataset and its checkpoints at hand."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +147,7 @@ def load_phase(run: Run, phase: Phase, *, workdir: Path | None = None) -> PyTree
     phase: the phase.
     workdir: of the run that trained it, if that is another one.
   Raises:
-    UsageError: if that phase has not been finished there.
+    UsageError: if that phase has not been finished there, or trained another network.
   """
   hash_ = run.hash if workdir is None else config_hash(read_config(workdir))
   folder = (workdir or run.workdir) / PHASES_FOLDER / phase.name
@@ -155,7 +157,10 @@ def load_phase(run: Run, phase: Phase, *, workdir: Path | None = None) -> PyTree
     raise UsageError(f"{folder} must hold a finished phase {phase.name!r}, but there is none.")
   state = abstract_state(run, phase)
   abstract = jax.eval_shape(lambda s: eval_variables(s, phase.float_params), state)
-  return store.restore(meta.step, abstract)
+  try:
+    return store.restore(meta.step, abstract)
+  except ValueError as error:
+    raise UsageError(f"{folder} must hold weights of this run's network: {error}") from error
 
 
 def map_eval_step(run: Run, phase: Phase) -> EvalStep:
@@ -167,8 +172,9 @@ def map_eval_step(run: Run, phase: Phase) -> EvalStep:
 def train_images(run: Run, num_batches: int) -> Iterator[np.ndarray]:
   """The first training images, not augmented, in whole batches; the same on every process."""
   batches = eval_batches(run.dataset.train, batch_size=run.settings.data.batch_size)
-  for _, batch in zip(range(num_batches), batches, strict=False):
-    yield batch["image"][batch["mask"]]
+  with contextlib.closing(batches):
+    for batch in itertools.islice(batches, num_batches):
+      yield batch["image"][batch["mask"]]
 
 
 def abstract_state(run: Run, phase: Phase) -> TrainState:

@@ -96,7 +96,8 @@ def train_step(
     batch: "image" uint8 [b, H, W, C] (or normalised floats) and "label" int32 [b].
     options: what the step is made of.
   Returns:
-    The next state and the global batch's "loss", "accuracy" and "grad_norm", each [].
+    The next state and the global batch's "loss" and "accuracy", "grad_norm" and the "param_norm"
+    after the step, each []. Where one of them is not finite, the state is not worth keeping.
   """
   key = jax.random.fold_in(options.seed_key, state.step)
   if options.axis_name is not None:
@@ -111,6 +112,7 @@ def train_step(
       {"params": params, "batch_stats": batch_stats}, ema, 1.0 - options.ema_decay
     )
   metrics["grad_norm"] = optax.tree.norm(grads)
+  metrics["param_norm"] = optax.tree.norm(params)
   state = TrainState(
     step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
   )

@@ -1,9 +1,10 @@
 """The steps of one phase, with their metrics."""
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,44 +33,50 @@ class Trainer:
     self._eval = map_eval_step(run, phase)
     self.eval_steps = _eval_steps(phase, run.settings.eval_every_epochs)
     self._window: list[dict[str, jax.Array]] = []
+    self._compiled = False
+    self._timed_steps = 0
     self._clock = time.perf_counter()
 
-  def restart_clock(self) -> None:
-    """Leaves the time since the last log out of the speed that is reported."""
-    self._clock = time.perf_counter()
+  @contextlib.contextmanager
+  def untimed(self) -> Iterator[None]:
+    """Leaves what is done in its block out of the speed that is reported."""
+    jax.block_until_ready(self._window)
+    start = time.perf_counter()
+    yield
+    self._clock += time.perf_counter() - start
 
   def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> TrainState:
     state, metrics = self._train(state, None, self._run.parallel.place_batch(batch))
     self._window.append(metrics)
+    if self._compiled:
+      self._timed_steps += 1
+    else:
+      jax.block_until_ready(metrics)
+      self._compiled = True
+      self._clock = time.perf_counter()
     return state
 
   def log(self, step: int, state: TrainState) -> dict[str, float]:
-    """Writes the means since the last log; raises TrainingError at a loss that is not finite."""
+    """Writes the means since the last log; raises TrainingError where one is not finite."""
     window = jax.device_get(self._window)
-    elapsed = time.perf_counter() - self._clock
+    timing = self._timing()
     self._check_finite(window, step)
     means = {k: float(np.mean([m[k] for m in window], dtype=np.float64)) for k in window[0]}
-    speed = len(window) * self._run.settings.data.batch_size / elapsed
     local_step = step - 1 - self._phase.first_step
+    schedules = {
+      "learning_rate": float(self._phase.learning_rate(local_step)),
+      "rho": float(self._phase.rho(local_step)),
+    }
     head = {"step": step, "phase": self._phase.name}
-    self._writer.write(
-      {
-        **head,
-        "kind": "train",
-        "loss": means["loss"],
-        "accuracy": means["accuracy"],
-        "learning_rate": float(self._phase.learning_rate(local_step)),
-        "rho": float(self._phase.rho(local_step)),
-        "grad_norm": means["grad_norm"],
-        "timing": {"examples_per_second": speed, "step_seconds": elapsed / len(window)},
-      }
-    )
+    self._writer.write({**head, "kind": "train", **means, **schedules, "timing": timing})
     alphas = _alphas(state.params)
     if alphas:
       self._writer.write({**head, "kind": "alpha", "alpha": alphas})
     self._window = []
-    self.restart_clock()
-    return {"loss": means["loss"], "accuracy": means["accuracy"], "examples_per_second": speed}
+    self._timed_steps = 0
+    self._clock = time.perf_counter()
+    shown = {"loss": means["loss"], "accuracy": means["accuracy"]}
+    return shown | {k: v for k, v in timing.items() if k == "examples_per_second"}
 
   def validate(self, step: int, state: TrainState, best: PyTree | None) -> PyTree | None:
     """Scores the validation split; returns the better of `best` and the current variables."""
@@ -77,25 +84,33 @@ class Trainer:
       return best
     phase = self._phase
     variables = eval_variables(state, phase.float_params)
-    found = score_split(self._run, self._eval, variables, "validation")
+    with self.untimed():
+      found = score_split(self._run, self._eval, variables, "validation")
     epoch = (step - phase.first_step) / phase.steps_per_epoch
     head = {"step": step, "phase": phase.name, "kind": "validation", "epoch": epoch}
     self._writer.write({**head, **found.record()})
-    self.restart_clock()
-    if best is None or found.accuracy <= float(best["accuracy"]):
+    if best is None or np.float32(found.accuracy) <= np.asarray(best["accuracy"]):
       return best
     return self._run.parallel.replicate(as_best(variables, accuracy=found.accuracy))
 
+  def _timing(self) -> dict[str, float]:
+    """Speed of the steps since the last log; the one that compiled does not count."""
+    if not self._timed_steps:
+      return {}
+    seconds = (time.perf_counter() - self._clock) / self._timed_steps
+    batch_size = self._run.settings.data.batch_size
+    return {"examples_per_second": batch_size / seconds, "step_seconds": seconds}
+
   def _check_finite(self, window: list[dict[str, Any]], step: int) -> None:
-    for index, metrics in enumerate(window):
-      if not math.isfinite(metrics["loss"]):
-        bad = step - len(window) + index + 1
-        meta = self._run.store.latest()
-        kept = f"the checkpoint of step {meta.step} is kept" if meta else "no checkpoint exists yet"
-        raise TrainingError(
-          f"the loss is {metrics['loss']} at step {bad} (phase {self._phase.name!r}); {kept} in "
-          f"{self._run.workdir}. A lower learning rate is the usual remedy."
-        )
+    for bad, metrics in enumerate(window, step - len(window) + 1):
+      for name in ("loss", "grad_norm", "param_norm"):
+        if not math.isfinite(metrics[name]):
+          meta = self._run.store.latest()
+          kept = f"the checkpoint of step {meta.step} is kept" if meta else "there is no checkpoint"
+          raise TrainingError(
+            f"{name} is {metrics[name]} at step {bad} (phase {self._phase.name!r}); {kept} in "
+            f"{self._run.workdir}. A lower learning rate is the usual remedy."
+          )
 
 
 def as_best(variables: PyTree, *, accuracy: float) -> PyTree:
