@@ -10,16 +10,10 @@ Expected: not run. The paper's group reports 92.13 % in the notebook of BinaryRe
 
 import ml_collections
 
-from configs import default
+from configs import cifar10_resnet20_float
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+  config = cifar10_resnet20_float.get_config()
   config.model.name = "vgg11"
-  config.data.dataset = "cifar10"
-  config.data.mean = (0.4914, 0.4822, 0.4465)
-  config.data.std = (0.2023, 0.1994, 0.2010)
-  config.quantization.last_layer = "float"  # as in the authors' script
-  config.quantization.alpha_init = "table"
-  config.phases = ("float",)
   return config
