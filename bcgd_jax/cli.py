@@ -1,6 +1,7 @@
 """What the commands share: flags, and errors in one line instead of a traceback.
 
-Exit status: 0 done, 1 the run failed (a loss that is not finite), 2 bad input.
+Exit status: 0 done, 1 the run failed (a loss that is not finite), 2 bad input, 130 interrupted by
+the keyboard.
 """
 
 import sys
@@ -38,6 +39,8 @@ def run_command(command: Callable[[], None]) -> NoReturn:
       _fail(str(error))
     except TrainingError as error:
       _fail(str(error), status=1)
+    except KeyboardInterrupt:
+      _fail("interrupted; the same command goes on from the last checkpoint.", status=130)
 
   app.run(main, flags_parser=_parse_flags)
   raise AssertionError("app.run exits")
