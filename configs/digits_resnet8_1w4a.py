@@ -4,7 +4,8 @@ Paper: Yin et al. 2018, Blended Coarse Gradient Descent, arXiv 1808.05240.
 Recipe: ours; the paper's data are larger.
 Command: python -m bcgd_jax.main --config=configs/digits_resnet8_1w4a.py --workdir=runs/quickstart
 Cost: about a minute on two CPU cores.
-Expected: 98 to 99 % test accuracy, float and quantized (one of the 360 images is 0.28 points).
+Expected: 99.0 % test accuracy quantized, 99.2 % after the float phase (means of 5 seeds, which
+spread over 98.3 to 99.4 %; one of the 360 images is 0.28 points).
 """
 
 import ml_collections

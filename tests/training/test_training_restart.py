@@ -2,16 +2,19 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_config import tiny_config
 
 from bcgd_jax.report.records import read_metrics
+from bcgd_jax.training.run import abstract_tree, load_phase, open_run
 from bcgd_jax.training.settings import to_json
 
 HERE = Path(__file__).parent
@@ -53,13 +56,9 @@ def without_timing(record):
   return {key: value for key, value in record.items() if key != "timing"}
 
 
-def array_files(folder: Path) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
   """Every array of a run's last checkpoint and of its phases, by name."""
-  from bcgd_jax.training.run import abstract_tree, load_phase, open_run
-
   run = open_run(json.loads((folder / "config.json").read_text()), folder)
-  import jax
-
   phase = run.phases[-1]
   trees = {
     "last": run.store.restore(run.store.latest().step, abstract_tree(run, phase)),
@@ -69,23 +68,9 @@ def array_files(folder: Path) -> dict[str, np.ndarray]:
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-# Each chain is one workdir killed and started again until it ends. Steps 1..12 are the float phase,
-# 13..24 the quantized one; checkpoints are of steps 4, 8, 12 (the change of phase), 16, 20 and 24.
-CHAINS = {
-  "float_phase": ["step:3", "step:7", "written:8", "none"],
-  "change_of_phase": ["written:12", "committed:12", "step:13", "none"],
-  "quantized_phase": ["step:15", "written:16", "step:22", "written:24", "none"],
-}
-
-
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
-def test_killed_run_ends_like_an_uninterrupted_one(start, uninterrupted, tmp_path, chain):
-  workdir = tmp_path / "run"
-  for kill in chain[:-1]:
-    assert start(workdir, kill) == -signal.SIGKILL, f"the run did not reach {kill}"
-  assert start(workdir, chain[-1]) == 0
-
-  expected, found = array_files(uninterrupted), array_files(workdir)
+def assert_same_end(workdir: Path, uninterrupted: Path) -> None:
+  """Parameters, optimizer state, metrics and files of two finished runs, bit for bit."""
+  expected, found = read_arrays(uninterrupted), read_arrays(workdir)
   assert expected.keys() == found.keys()
   different = [k for k in expected if expected[k].tobytes() != found[k].tobytes()]
   assert not different
@@ -94,6 +79,41 @@ def test_killed_run_ends_like_an_uninterrupted_one(start, uninterrupted, tmp_pat
   )
   for name in ("weights.json", "config.json"):
     assert (workdir / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+# Each chain is one workdir killed and started again until it ends. Steps 1..12 are the float phase,
+# 13..24 the quantized one; checkpoints are of steps 4, 8, 12 (the change of phase), 16, 20 and 24.
+# Where it does not matter, the step is drawn: at a checkpoint, beside one, in between.
+DRAW = random.Random(20181126).randint
+CHAINS = {
+  "float_phase": [f"step:{DRAW(1, 4)}", f"step:{DRAW(5, 7)}", "written:8", f"step:{DRAW(8, 12)}"],
+  "change_of_phase": ["written:12", "committed:12", "step:13"],
+  "quantized_phase": [f"step:{DRAW(14, 16)}", "written:16", f"step:{DRAW(17, 23)}", "written:24"],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_killed_run_ends_like_an_uninterrupted_one(start, uninterrupted, tmp_path, chain):
+  workdir = tmp_path / "run"
+  for kill in chain:
+    assert start(workdir, kill) == -signal.SIGKILL, f"the run did not reach {kill}"
+  assert start(workdir, "none") == 0
+
+  assert_same_end(workdir, uninterrupted)
+
+
+def test_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+  start, uninterrupted, tmp_path
+):
+  workdir = tmp_path / "run"
+  assert start(workdir, "step:22") == -signal.SIGKILL
+  files = [p for p in (workdir / "checkpoints" / "step_00000020").rglob("*") if p.is_file()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  assert start(workdir, "none") == 0
+  assert_same_end(workdir, uninterrupted)
 
 
 def test_the_tiny_run_is_long_enough_to_be_cut(uninterrupted):
