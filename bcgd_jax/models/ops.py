@@ -163,11 +163,6 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
   return x
 
 
-def widen(dtype: DTypeLike) -> jnp.dtype:
-  """float64 for float64, float32 for every other dtype: where sums and thresholds are computed."""
-  return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
-
-
 def global_average_pool(x: jax.Array) -> jax.Array:
   """Mean over height and width: [batch, height, width, channels] -> [batch, channels].
 
