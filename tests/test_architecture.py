@@ -1,9 +1,13 @@
 """Imports point one way, names with an underscore stay at home, files stay small."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
+
+from bcgd_jax.numerics import ALPHA_RANGE
+from bcgd_jax.optim import bcgd
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bcgd_jax"
@@ -79,3 +83,8 @@ def test_the_method_needs_neither_flax_nor_the_training_packages():
     for path in (PACKAGE / part).rglob("*.py"):
       roots = {module.split(".")[0] for module, _ in imports_of(path)}
       assert not roots & {"flax", "ml_collections", "absl", "tensorflow_datasets", "grain"}, path
+
+
+def test_layer_and_optimizer_clamp_alpha_to_one_range():
+  """optim imports nothing of ours, so it repeats the default that the layer reads."""
+  assert inspect.signature(bcgd).parameters["alpha_range"].default == ALPHA_RANGE
