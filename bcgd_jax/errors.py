@@ -7,3 +7,7 @@ class UsageError(ValueError):
 
 class TrainingError(RuntimeError):
   """A run that cannot go on for a reason in the run itself, such as a loss that is not finite."""
+
+
+class CheckError(RuntimeError):
+  """A measured result breaks the rule it was checked against."""

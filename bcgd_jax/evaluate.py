@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from bcgd_jax.cli import config_of_workdir, required_workdir, run_command
+from bcgd_jax.cli import config_of_workdir, required_workdir
+from bcgd_jax.command import run_command
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report import print_table
 from bcgd_jax.training.recipe import Phase

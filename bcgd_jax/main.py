@@ -3,7 +3,8 @@
 Started again on its workdir, a run continues from its last checkpoint; a finished one says so.
 """
 
-from bcgd_jax.cli import required_config, required_workdir, run_command
+from bcgd_jax.cli import required_config, required_workdir
+from bcgd_jax.command import run_command
 from bcgd_jax.report import print_table, read_summary, summary_table, write_report
 from bcgd_jax.training.loop import train_and_evaluate
 from bcgd_jax.training.settings import parse_settings

@@ -5,7 +5,8 @@ Nothing is trained or compiled. --workdir=DIR takes the configuration of a run i
 
 import dataclasses
 
-from bcgd_jax.cli import CONFIG, WORKDIR, config_of_workdir, required_config, run_command
+from bcgd_jax.cli import CONFIG, WORKDIR, config_of_workdir, required_config
+from bcgd_jax.command import run_command
 from bcgd_jax.data import dataset_info
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report import layer_table, print_table

@@ -59,6 +59,15 @@ class Table:
       lines += [rule, self._align(self.totals, widths)]
     return "\n".join(lines)
 
+  def to_markdown(self) -> str:
+    """The table as GitHub's Markdown, totals as a last row; no title, no newline at the end."""
+    body = [*self.rows, *([self.totals] if self.totals else [])]
+    rule = ["---:" if column.numeric else "---" for column in self.columns]
+    lines = [[column.header for column in self.columns], rule, *body]
+    return "\n".join(
+      f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |" for line in lines
+    )
+
   def to_rich(self) -> rich.table.Table:
     """The same cells as a rich table; cells are taken literally, never as rich's markup."""
     table = rich.table.Table(

@@ -1,0 +1,69 @@
+"""The frame of every command: flags, and errors in one line instead of a traceback.
+
+Exit status: 0 done, 1 the run failed (a loss that is not finite, a check that does not hold), 2 bad
+input, 130 interrupted by the keyboard.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from bcgd_jax.errors import CheckError, TrainingError, UsageError
+
+
+def run_command(command: Callable[[], None]) -> NoReturn:
+  """Parses flags, runs `command` and exits with its status.
+
+  Does not return.
+  """
+
+  def main(argv: list[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+      # libraries tell of every file they write at absl's own default
+      logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+      _fail(f"unexpected argument {argv[1]!r}; flags start with --.")
+    try:
+      command()
+    except UsageError as error:
+      _fail(str(error))
+    except (CheckError, TrainingError) as error:
+      _fail(str(error), status=1)
+    except KeyboardInterrupt:
+      _fail("interrupted; the same command goes on where this one stopped.", status=130)
+
+  app.run(main, flags_parser=_parse_flags)
+  raise AssertionError("app.run exits")
+
+
+def local_folder(value: str | None, *, flag: str) -> Path:
+  """A flag's value as a path.
+
+  Raises:
+    UsageError: if it is not given, or is an address instead of a folder.
+  """
+  if not value:
+    raise UsageError(f"{flag} must name a folder.")
+  if "://" in value:
+    raise UsageError(f"{flag} must be a local or mounted folder, got {value}.")
+  return Path(value)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    flags.FLAGS.flag_values_dict()  # a configuration file that could not be loaded raises here
+  except flags.Error as error:
+    _fail(str(error))
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    # ml_collections' own errors of unknown keys, wrong types and missing files
+    _fail(f"--config: {error}")
+  return rest
+
+
+def _fail(message: str, *, status: int = 2) -> NoReturn:
+  print(f"error: {' '.join(message.split())}", file=sys.stderr)
+  sys.exit(status)
