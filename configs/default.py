@@ -39,6 +39,10 @@ def get_phase() -> ml_collections.ConfigDict:
   phase.eta_growth = 1.04
   phase.relax_epochs = 150
   phase.label_smoothing = 0.0
+  # Distillation: (1 - distill_weight) cross-entropy + distill_weight T^2 KL(teacher || student),
+  # T = distill_temperature. The teacher is what the phase before ended with; 0 is off.
+  phase.distill_weight = 0.0
+  phase.distill_temperature = 4.0
   phase.ema_decay = 0.0  # evaluates an exponential average of the weights; 0 is off
   phase.accumulate_steps = 1  # a step's batch is run in this many parts, one after the other
   # Batches over which batch norm's statistics are estimated anew when the phase ends; 0 is off.

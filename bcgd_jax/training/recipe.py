@@ -24,6 +24,7 @@ from bcgd_jax.optim import (
   relax,
   step_decay,
 )
+from bcgd_jax.training.distillation import distillation, teacher_logits
 from bcgd_jax.training.parallel import AXIS_NAME
 from bcgd_jax.training.settings import (
   FLOAT_BITS,
@@ -32,7 +33,7 @@ from bcgd_jax.training.settings import (
   RunSettings,
 )
 from bcgd_jax.training.state import TrainState, create_state, init_variables
-from bcgd_jax.training.steps import StepOptions, cross_entropy, normalize
+from bcgd_jax.training.steps import AuxFn, LossFn, StepOptions, cross_entropy, normalize
 
 PyTree = Any
 Schedule = Callable[[Any], Any]
@@ -153,6 +154,8 @@ def make_phases(
         steps=(first_step, first_step + num_steps),
         steps_per_epoch=steps_per_epoch,
         alpha_is_new=not any(earlier.settings.quantize_activations for earlier in phases),
+        # the settings refuse a first phase that distils
+        teacher=phases[-1].options.eval_model if phase.distill_weight else None,
       )
     )
     first_step += num_steps
@@ -242,6 +245,7 @@ def _make_phase(
   steps: tuple[int, int],
   steps_per_epoch: float,
   alpha_is_new: bool,
+  teacher: nn.Module | None,
 ) -> Phase:
   phase = settings.phases[name]
   relaxes = phase.optimizer == "binary_relax"
@@ -261,17 +265,19 @@ def _make_phase(
   num_steps = steps[1] - steps[0]
   learning_rate = _learning_rate(phase, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   rho = _rho(phase, steps_per_epoch=steps_per_epoch)
+  loss_fn, aux_fn = _loss(phase, teacher)
   options = StepOptions(
     model=model(weights=phase.quantize_weights, axis_name=AXIS_NAME),
     eval_model=eval_model,
     tx=_optimizer(phase, quantizers, learning_rate, rho, steps_per_epoch=steps_per_epoch),
-    loss_fn=cross_entropy(phase.label_smoothing),
+    loss_fn=loss_fn,
     mean=settings.data.mean,
     std=settings.data.std,
     axis_name=AXIS_NAME,
     seed_key=jax.random.key(settings.seed),
     accumulate_steps=phase.accumulate_steps,
     ema_decay=phase.ema_decay,
+    aux_fn=aux_fn,
   )
   has_alpha = phase.quantize_activations and settings.quantization.activation_bits != FLOAT_BITS
   return Phase(
@@ -293,6 +299,18 @@ def _make_phase(
 
 def _relaxed_float_params(state: TrainState) -> PyTree:
   return binary_relax_float_params(state.opt_state)
+
+
+def _loss(phase: PhaseSettings, teacher: nn.Module | None) -> tuple[LossFn, AuxFn | None]:
+  """The loss and what computes its `aux`; `teacher` is the scored network to distil from."""
+  if teacher is None:
+    return cross_entropy(phase.label_smoothing), None
+  loss_fn = distillation(
+    weight=phase.distill_weight,
+    temperature=phase.distill_temperature,
+    label_smoothing=phase.label_smoothing,
+  )
+  return loss_fn, teacher_logits(teacher)
 
 
 def _learning_rate(phase: PhaseSettings, *, steps_per_epoch: float, num_steps: int) -> Schedule:

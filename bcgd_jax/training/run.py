@@ -163,6 +163,13 @@ def load_phase(run: Run, phase: Phase, *, workdir: Path | None = None) -> PyTree
     raise UsageError(f"{folder} must hold weights of this run's network: {error}") from error
 
 
+def load_teacher(run: Run, phase: Phase) -> PyTree | None:
+  """What a phase's `aux_fn` reads: what the phase before ended with; None without an `aux_fn`."""
+  if phase.options.aux_fn is None:
+    return None
+  return load_phase(run, run.phases[run.phases.index(phase) - 1])
+
+
 def map_eval_step(run: Run, phase: Phase) -> EvalStep:
   """The phase's evaluation step, mapped over the run's devices: (variables, batch) -> sums."""
   step = functools.partial(eval_step, options=phase.options)

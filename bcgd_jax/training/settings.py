@@ -111,16 +111,19 @@ class PhaseSettings:
   eta_growth: float
   relax_epochs: int
   label_smoothing: float
+  distill_weight: float
+  distill_temperature: float
   ema_decay: float
   accumulate_steps: int
   recalibrate_batches: int
 
   def check(self, prefix: str) -> None:
-    for key in ("epochs", "learning_rate", "eta", "eta_growth", "alpha_clip", "rho_growth"):
+    positive = ("epochs", "learning_rate", "eta", "eta_growth", "alpha_clip", "rho_growth")
+    for key in (*positive, "distill_temperature"):
       _require(getattr(self, key) > 0, f"{prefix}{key}", "> 0", getattr(self, key))
     for key in ("momentum", "ema_decay", "label_smoothing"):
       _require(0 <= getattr(self, key) < 1, f"{prefix}{key}", "in [0, 1)", getattr(self, key))
-    for key in ("rho", "rho_maximum"):
+    for key in ("rho", "rho_maximum", "distill_weight"):
       _require(0 <= getattr(self, key) <= 1, f"{prefix}{key}", "in [0, 1]", getattr(self, key))
     for key in ("weight_decay", "alpha_rate", "warmup_epochs", "relax_epochs"):
       _require(getattr(self, key) >= 0, f"{prefix}{key}", ">= 0", getattr(self, key))
@@ -241,7 +244,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def _check_phase_order(settings: RunSettings) -> None:
-  """Alpha, once in the parameters, may not disappear again: a float phase has no place for it."""
+  """What a phase needs of those before it.
+
+  A teacher, where it distils; and alpha, once in the parameters, may not disappear again: a float
+  phase has no place for it.
+  """
+  first, phase = next(iter(settings.phases.items()))
+  _require(
+    phase.distill_weight == 0,
+    f"{first}.distill_weight",
+    "0 in a first phase, which has no teacher",
+    phase.distill_weight,
+  )
   seen = ""
   for name, phase in settings.phases.items():
     if seen and not phase.quantize_activations and settings.quantization.activation_bits != 32:

@@ -14,7 +14,7 @@ import numpy as np
 from bcgd_jax.errors import TrainingError
 from bcgd_jax.training.metrics import MetricsWriter
 from bcgd_jax.training.recipe import Phase
-from bcgd_jax.training.run import Run, map_eval_step, score_split
+from bcgd_jax.training.run import Run, load_teacher, map_eval_step, score_split
 from bcgd_jax.training.state import TrainState, eval_variables
 from bcgd_jax.training.steps import train_step
 
@@ -30,6 +30,7 @@ class Trainer:
     self._train = run.parallel.map_step(
       functools.partial(train_step, options=options), num_replicated=2, donate=True
     )
+    self._teacher = run.parallel.replicate(load_teacher(run, phase))
     self._eval = map_eval_step(run, phase)
     self.eval_steps = _eval_steps(phase, run.settings.eval_every_epochs)
     self._window: list[dict[str, jax.Array]] = []
@@ -46,7 +47,7 @@ class Trainer:
     self._clock += time.perf_counter() - start
 
   def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> TrainState:
-    state, metrics = self._train(state, None, self._run.parallel.place_batch(batch))
+    state, metrics = self._train(state, self._teacher, self._run.parallel.place_batch(batch))
     self._window.append(metrics)
     if self._compiled:
       self._timed_steps += 1

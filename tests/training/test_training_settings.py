@@ -32,6 +32,12 @@ BAD = {
   "std_length": ({"data__std": (0.1, 0.2)}, r"data\.std must be positive and as long as mean"),
   "momentum": ({"quantized__momentum": 1.0}, r"quantized\.momentum must be in \[0, 1\), got 1\.0"),
   "rho": ({"quantized__rho": 1.5}, r"quantized\.rho must be in \[0, 1\], got 1\.5"),
+  "distill_weight": ({"quantized__distill_weight": 1.5}, r"distill_weight must be .* got 1\.5"),
+  "temperature": ({"float__distill_temperature": 0}, r"distill_temperature must be > 0, got 0\.0"),
+  "no_teacher": (
+    {"float__distill_weight": 0.5},
+    r"config\.float\.distill_weight must be 0 in a first phase, which has no teacher, got 0\.5",
+  ),
   "decay": ({"float__decay_epochs": (80.0, 20.0)}, r"float\.decay_epochs must be .* increasing"),
   "checkpoint": ({"checkpoint_every_steps": 75}, r"checkpoint_every_steps .* got 75"),
   "selection": ({"selection": "best_validation"}, r"data\.validation_examples must be > 0"),
