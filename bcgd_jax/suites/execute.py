@@ -1,0 +1,179 @@
+"""Runs what is missing of a suite, several runs at a time, each in a process of its own."""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from bcgd_jax.errors import UsageError
+from bcgd_jax.suites.plan import PlannedRun
+from bcgd_jax.training.settings import to_json
+from bcgd_jax.training.workdir import RUN_FILE
+
+LOCK_FILE = ".lock"
+LOG_FILE = "log.txt"
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Job:
+  run: PlannedRun
+  process: subprocess.Popen[bytes]
+  log: IO[bytes] | None
+  cores: tuple[int, ...]
+  started: float
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[int]:
+  """Holds a suite's folder, for this process and those it starts.
+
+  Yields:
+    The lock's file descriptor; while any process has it open, no other command gets the folder.
+  Raises:
+    UsageError: if another command holds it.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / LOCK_FILE, "ab") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UsageError(f"--workdir {workdir} is in use by another command.") from error
+    yield file.fileno()
+
+
+def execute(
+  runs: Sequence[PlannedRun],
+  *,
+  jobs: int,
+  lock: int,
+  on_end: Callable[[PlannedRun, int], None],
+  say: Callable[[str], None] = print,
+) -> None:
+  """Trains every run; one that starts from another waits for it.
+
+  With one job a run has the terminal; with several, each has its share of the CPU cores and writes
+  to log.txt beside its folder.
+
+  Args:
+    runs: what is missing, in the order to start; one whose start is neither here nor finished on
+      disk is not run.
+    jobs: runs at a time.
+    lock: of `locked`; inherited by the runs.
+    on_end: called with each run that ended and its exit status.
+    say: prints a line.
+  Raises:
+    UsageError: if a run refused its input; the others in progress are stopped, and go on next time.
+  """
+  waiting = collections.deque(runs)
+  free = list(_share_cores(jobs))
+  active: list[_Job] = []
+  with _termination_as_exit():
+    try:
+      while waiting or active:
+        while free and (run := _next_ready(waiting, active)) is not None:
+          active.append(_start(run, free.pop(0), lock=lock, shares_terminal=jobs == 1, say=say))
+        if not active:
+          return  # what is left starts from a run that failed
+        time.sleep(_POLL_SECONDS)
+        for job in [job for job in active if job.process.poll() is not None]:
+          active.remove(job)
+          free.insert(0, job.cores)
+          _end(job, on_end=on_end, say=say)
+    finally:
+      for job in active:
+        job.process.terminate()
+      for job in active:
+        job.process.wait()
+
+
+def is_finished(run: PlannedRun) -> bool:
+  """Whether the run has left its mark."""
+  return (run.workdir / RUN_FILE).exists()
+
+
+def _next_ready(waiting: collections.deque[PlannedRun], active: list[_Job]) -> PlannedRun | None:
+  for run in waiting:
+    if run.start is None or is_finished(run.start):
+      waiting.remove(run)
+      return run
+  return None
+
+
+def _start(
+  run: PlannedRun,
+  cores: tuple[int, ...],
+  *,
+  lock: int,
+  shares_terminal: bool,
+  say: Callable[[str], None],
+) -> _Job:
+  say(f"start  {run.name}")
+  run.workdir.parent.mkdir(parents=True, exist_ok=True)
+  command = [sys.executable, "-m", "bcgd_jax.suites.worker", f"--workdir={run.workdir}"]
+  if cores:
+    command.append(f"--cores={','.join(map(str, cores))}")
+  log = None if shares_terminal else open(log_path(run), "ab")  # noqa: SIM115, closed in _end
+  process = subprocess.Popen(
+    command,
+    stdin=subprocess.PIPE,
+    stdout=log,
+    stderr=subprocess.STDOUT if log else None,
+    pass_fds=(lock,),
+  )
+  assert process.stdin is not None
+  with process.stdin as stdin:
+    stdin.write(to_json(run.config).encode())
+  return _Job(run=run, process=process, log=log, cores=cores, started=time.monotonic())
+
+
+def log_path(run: PlannedRun) -> Path:
+  """Where a run's output goes when several run at a time: beside its folder."""
+  return run.workdir.with_name(f"{run.workdir.name}-{LOG_FILE}")
+
+
+def _end(
+  job: _Job, *, on_end: Callable[[PlannedRun, int], None], say: Callable[[str], None]
+) -> None:
+  status = job.process.returncode
+  minutes = (time.monotonic() - job.started) / 60
+  where = "above"
+  if job.log is not None:
+    job.log.close()
+    where = f"in {log_path(job.run)}"
+  if status == 0:
+    say(f"done   {job.run.name} ({minutes:.1f} min)")
+  elif status == 1:
+    say(f"failed {job.run.name} ({minutes:.1f} min); the reason is {where}")
+  else:
+    raise UsageError(f"{job.run.name} ended with status {status}; the reason is {where}.")
+  on_end(job.run, status)
+
+
+def _share_cores(jobs: int) -> list[tuple[int, ...]]:
+  if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+    return [()] * jobs
+  cores = sorted(os.sched_getaffinity(0))
+  return [tuple(cores[i::jobs]) for i in range(jobs)]
+
+
+@contextlib.contextmanager
+def _termination_as_exit() -> Iterator[None]:
+  """SIGTERM leaves by SystemExit, so that the runs in progress are stopped, too."""
+
+  def leave(signum: int, frame: Any) -> None:
+    sys.exit(128 + signum)
+
+  before = signal.signal(signal.SIGTERM, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,145 @@
+"""results.json: a record a run, enough to draw the suite's table and figures without the runs."""
+
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bcgd_jax.errors import UsageError
+from bcgd_jax.report import read_json, read_metrics, write_json
+from bcgd_jax.suites.environment import ENVIRONMENT_FILE
+from bcgd_jax.suites.execute import is_finished
+from bcgd_jax.suites.plan import PlannedRun
+from bcgd_jax.training.settings import PhaseSettings, parse_settings
+from bcgd_jax.training.workdir import RUN_FILE
+
+RESULTS_FILE = "results.json"
+Record = dict[str, Any]
+
+
+def read_results(workdir: Path, runs: Iterable[PlannedRun]) -> dict[tuple[str, int], Record]:
+  """The finished runs' records by (row, seed); empty if there are none yet.
+
+  Raises:
+    UsageError: if a record belongs to another configuration of its row.
+  """
+  path = workdir / RESULTS_FILE
+  if not path.exists():
+    return {}
+  found = {(r["row"], r["seed"]): r for r in read_json(path)["runs"] if r["status"] == "done"}
+  for run in runs:
+    record = found.get((run.row.name, run.seed)) if run.row else None
+    if record is not None and record["identity"] != run.identity:
+      raise UsageError(
+        f"{path} holds {run.name} with another configuration than this suite gives it; use "
+        "another --workdir, or the suite and overrides it was started with."
+      )
+  return found
+
+
+def collect(run: PlannedRun) -> Record:
+  """The record of a finished run, out of its folder."""
+  assert run.row is not None, "only rows have records"
+  settings = parse_settings(run.config)
+  record = read_json(run.workdir / RUN_FILE)
+  environment = read_json(run.workdir / ENVIRONMENT_FILE)
+  metrics = own = read_metrics(run.workdir)
+  seconds = dict(record["phase_seconds"])
+  epochs = {name: phase.epochs for name, phase in settings.phases.items()}
+  if run.start is not None:
+    first = next(iter(settings.phases))
+    metrics = [*read_metrics(run.start.workdir), *own]
+    seconds[first] = read_json(run.start.workdir / RUN_FILE)["phase_seconds"][first]
+  name, last = list(settings.phases.items())[-1]
+  first_step = max((r["step"] for r in own if r["phase"] != name), default=0)
+  test = [r for r in metrics if r["kind"] == "test" and r["phase"] == name][-1]
+  train = [r for r in metrics if r["kind"] == "train" and r["phase"] == name]
+  return {
+    **_head(run),
+    "status": "done",
+    "test_accuracy": test["accuracy"],
+    "test_loss": test["loss"],
+    "num_test_examples": record["num_test_examples"],
+    **_last_epoch(train, last, first_step=first_step),
+    "validation": _curve(metrics, settings.phases),
+    "weight_bits": record["weight_bits"],
+    "activation_bits": record["activation_bits"],
+    "float_bytes": record["float_bytes"],
+    "quantized_bytes": record["quantized_bytes"],
+    "rho_steps": _rho_steps(train, last, first_step=first_step),
+    "epochs": epochs,
+    "seconds": seconds,
+    "environment": environment,
+  }
+
+
+def write_results(
+  workdir: Path, *, head: Mapping[str, Any], runs: Sequence[PlannedRun], found: Mapping[Any, Record]
+) -> list[Record]:
+  """Writes results.json, a record for every run of the suite, and returns the records."""
+  records = [
+    found.get((run.row.name, run.seed), {**_head(run), "status": "not run"})
+    for run in runs
+    if run.row is not None
+  ]
+  write_json(workdir / RESULTS_FILE, {**head, "runs": records})
+  return records
+
+
+def failed(run: PlannedRun) -> Record:
+  """The record of a run that could not go on."""
+  return {**_head(run), "status": "failed"}
+
+
+def missing(runs: Sequence[PlannedRun], found: Mapping[Any, Record]) -> list[PlannedRun]:
+  """The runs to train: rows without a record, and what those start from, unless it is finished."""
+  rows = [run for run in runs if run.row is not None and (run.row.name, run.seed) not in found]
+  starts = [run.start for run in rows if run.start is not None and not is_finished(run.start)]
+  return [run for run in runs if run in rows or run in starts]
+
+
+def _head(run: PlannedRun) -> Record:
+  assert run.row is not None, "only rows have records"
+  return {
+    "row": run.row.name,
+    "seed": run.seed,
+    "identity": run.identity,
+    "command": run.command,
+    "blending": run.row.blending,
+  }
+
+
+def _last_epoch(
+  train: Sequence[Mapping[str, Any]], phase: PhaseSettings, *, first_step: int
+) -> Record:
+  """Mean training loss and accuracy over the phase's last epoch, as its steps saw it."""
+  end = train[-1]["step"]
+  begin = end - (end - first_step) / max(phase.epochs, 1.0)
+  last = [r for r in train if r["step"] > begin]
+  return {f"train_{key}": statistics.fmean(r[key] for r in last) for key in ("loss", "accuracy")}
+
+
+def _rho_steps(
+  train: Sequence[Mapping[str, Any]], phase: PhaseSettings, *, first_step: int
+) -> float | None:
+  """Sum of rho over the last phase's steps; None where nothing is blended (float, BinaryRelax)."""
+  if not phase.quantize_weights:
+    return None
+  steps = itertools.pairwise([first_step, *(r["step"] for r in train)])
+  return sum((b - a) * r["rho"] for (a, b), r in zip(steps, train, strict=True))
+
+
+def _curve(
+  metrics: Sequence[Mapping[str, Any]], phases: Mapping[str, PhaseSettings]
+) -> list[Record]:
+  """Validation accuracy against epochs, counted through all phases."""
+  curve, before = [], 0.0
+  for name, phase in phases.items():
+    curve += [
+      {"phase": name, "epoch": before + r["epoch"], "accuracy": r["accuracy"]}
+      for r in metrics
+      if r["kind"] == "validation" and r["phase"] == name
+    ]
+    before += phase.epochs
+  return curve

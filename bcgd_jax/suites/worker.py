@@ -1,0 +1,38 @@
+"""One run of a suite in a process of its own; the suite's command starts it.
+
+Reads the configuration as JSON from standard input.
+"""
+
+import json
+import os
+import sys
+import time
+
+from absl import flags
+
+from bcgd_jax.cli import required_workdir
+from bcgd_jax.command import run_command
+from bcgd_jax.report import write_json, write_report
+from bcgd_jax.suites.environment import ENVIRONMENT_FILE, describe_environment
+from bcgd_jax.training.loop import train_and_evaluate
+from bcgd_jax.training.workdir import RUN_FILE
+
+_CORES = flags.DEFINE_list("cores", [], "CPU cores to run on; all by default.")
+
+
+def main() -> None:
+  if _CORES.value:
+    # before JAX starts its threads: it takes one a core that it may use
+    os.sched_setaffinity(0, {int(core) for core in _CORES.value})
+  workdir, config = required_workdir(), json.load(sys.stdin)
+  if not (workdir / RUN_FILE).exists():
+    train_and_evaluate(config, workdir)
+  write_json(
+    workdir / ENVIRONMENT_FILE,
+    {**describe_environment(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+  )
+  write_report(workdir)
+
+
+if __name__ == "__main__":
+  run_command(main)
