@@ -56,7 +56,7 @@ def test_the_five_line_example_trains_a_strangers_network():
   assert len(np.unique(np.asarray(quantized["hidden"]["kernel"]))) == 2
 
 
-@pytest.mark.parametrize("command", re.findall(r"python -m (bcgd_jax\.\w+)[^`]*", README))
+@pytest.mark.parametrize("command", re.findall(r"python -m (bcgd_jax(?:\.\w+)+)", README))
 def test_commands_exist(command):
   assert (ROOT / f"{command.replace('.', '/')}.py").exists()
 

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bcgd_jax.report import plotting
 from bcgd_jax.report.plotting import COLORS, DPI, Picture
@@ -55,7 +56,7 @@ def bars_picture(suite: Suite, done: Sequence[Record]) -> Picture | None:
     file_name="bars.png",
     png=png,
     title="Test error of each row",
-    caption="Bars are means over seeds, dots single seeds; blue is float, red quantized.",
+    caption="Bars are means over seeds, dots single seeds; blue is float, orange quantized.",
     alt="Bar chart of test error: "
     + "; ".join(f"{name} {mean:.2f} %" for name, mean in means.items())
     + ".",
@@ -89,6 +90,7 @@ def curves_picture(suite: Suite, done: Sequence[Record]) -> Picture | None:
     top = max(lows)
     axes.set_ylim(max(0.0, top - 2.5 * (top - float(np.median(lows))) - 1.0), top + 0.5)
     axes.set_xlabel("epoch, over all phases")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("validation accuracy, %")
     axes.grid(axis="y")
     axes.set_title("Validation accuracy along training")

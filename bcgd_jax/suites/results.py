@@ -11,7 +11,7 @@ from bcgd_jax.report import read_json, read_metrics, write_json
 from bcgd_jax.suites.environment import ENVIRONMENT_FILE
 from bcgd_jax.suites.execute import is_finished
 from bcgd_jax.suites.plan import PlannedRun
-from bcgd_jax.training.settings import PhaseSettings, parse_settings
+from bcgd_jax.training.settings import FLOAT_BITS, PhaseSettings, parse_settings
 from bcgd_jax.training.workdir import RUN_FILE
 
 RESULTS_FILE = "results.json"
@@ -67,7 +67,7 @@ def collect(run: PlannedRun) -> Record:
     "activation_bits": record["activation_bits"],
     "float_bytes": record["float_bytes"],
     "quantized_bytes": record["quantized_bytes"],
-    "rho_steps": _rho_steps(train, last, first_step=first_step),
+    "rho_steps": None if record["weight_bits"] == FLOAT_BITS else _rho_steps(train, first_step),
     "epochs": epochs,
     "seconds": seconds,
     "environment": environment,
@@ -120,12 +120,8 @@ def _last_epoch(
   return {f"train_{key}": statistics.fmean(r[key] for r in last) for key in ("loss", "accuracy")}
 
 
-def _rho_steps(
-  train: Sequence[Mapping[str, Any]], phase: PhaseSettings, *, first_step: int
-) -> float | None:
-  """Sum of rho over the last phase's steps; None where nothing is blended (float, BinaryRelax)."""
-  if not phase.quantize_weights:
-    return None
+def _rho_steps(train: Sequence[Mapping[str, Any]], first_step: int) -> float:
+  """Sum of rho over the last phase's steps."""
   steps = itertools.pairwise([first_step, *(r["step"] for r in train)])
   return sum((b - a) * r["rho"] for (a, b), r in zip(steps, train, strict=True))
 

@@ -15,8 +15,8 @@ Record = Mapping[str, Any]
 def suite_table(suite: Suite, records: Sequence[Record]) -> Table:
   """The suite's rows in order; those without a finished run say "not run" or "failed".
 
-  Accuracies are those of the test split after the last phase. "Against" is the mean over seeds of
-  the difference to the baseline's run of the same seed, in points, with its standard deviation.
+  Accuracies are those the last phase ends with. "Against" is the difference in test accuracy to
+  the baseline's run of the same seed, in points: mean and standard deviation over seeds.
   Standard deviations are of the sample (n - 1).
   """
   has_paper = any(row.paper is not None for row in suite.rows)
@@ -25,7 +25,8 @@ def suite_table(suite: Suite, records: Sequence[Record]) -> Table:
     Column("W / A bits", numeric=True),
     Column("rho x steps", numeric=True),
     Column("Epochs", numeric=True),
-    Column("Test accuracy, %", numeric=True),
+    Column("Validation, %", numeric=True),
+    Column("Test, %", numeric=True),
     Column("Seeds", numeric=True),
     Column(f"Against {suite.baseline}", numeric=True),
     Column("Train loss", numeric=True),
@@ -63,6 +64,7 @@ def _cells(done: Sequence[Record], baseline: Mapping[int, float]) -> list[str]:
     f"{first['weight_bits']} / {first['activation_bits']}",
     "-" if first["rho_steps"] is None else f"{first['rho_steps']:.3g}",
     " + ".join(f"{epochs:g}" for epochs in first["epochs"].values()),
+    _validation(done),
     mean_and_deviation([100 * r["test_accuracy"] for r in done], 2),
     str(len(done)),
     "-" if is_baseline or not paired else mean_and_deviation(paired, 2, signed=True),
@@ -71,6 +73,12 @@ def _cells(done: Sequence[Record], baseline: Mapping[int, float]) -> list[str]:
   ]
 
 
+def _validation(done: Sequence[Record]) -> str:
+  if not all(r["validation"] for r in done):
+    return "-"
+  return mean_and_deviation([100 * r["validation"][-1]["accuracy"] for r in done], 2)
+
+
 def _empty_cells(own: Sequence[Record]) -> list[str]:
   status = "failed" if any(r["status"] == "failed" for r in own) else "not run"
-  return ["-", "-", "-", status, "0", "-", "-", "-"]
+  return ["-", "-", "-", "-", status, "0", "-", "-", "-"]

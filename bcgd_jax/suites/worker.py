@@ -10,13 +10,13 @@ import time
 
 from absl import flags
 
-from bcgd_jax.cli import required_workdir
-from bcgd_jax.command import run_command
+from bcgd_jax.command import local_folder, run_command
 from bcgd_jax.report import write_json, write_report
 from bcgd_jax.suites.environment import ENVIRONMENT_FILE, describe_environment
 from bcgd_jax.training.loop import train_and_evaluate
 from bcgd_jax.training.workdir import RUN_FILE
 
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 _CORES = flags.DEFINE_list("cores", [], "CPU cores to run on; all by default.")
 
 
@@ -24,7 +24,7 @@ def main() -> None:
   if _CORES.value:
     # before JAX starts its threads: it takes one a core that it may use
     os.sched_setaffinity(0, {int(core) for core in _CORES.value})
-  workdir, config = required_workdir(), json.load(sys.stdin)
+  workdir, config = local_folder(_WORKDIR.value, flag="--workdir"), json.load(sys.stdin)
   if not (workdir / RUN_FILE).exists():
     train_and_evaluate(config, workdir)
   write_json(
