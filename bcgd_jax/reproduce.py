@@ -36,8 +36,8 @@ def main() -> None:
     raise UsageError("--suite must name a suite, such as fashion_mnist.")
   if _JOBS.value < 1:
     raise UsageError(f"--jobs must be >= 1, got {_JOBS.value}.")
-  workdir = local_folder(_WORKDIR.value, flag="--workdir")
   suite = load_suite(_SUITE.value)
+  workdir = local_folder(_WORKDIR.value, flag="--workdir")
   runs = plan_runs(suite, workdir, overrides=_overrides(_SET.value))
   with locked(workdir) as lock:
     found = read_results(workdir, runs)

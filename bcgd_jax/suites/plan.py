@@ -88,14 +88,20 @@ def resolve(row: Row, seed: int, overrides: Mapping[str, str]) -> dict[str, Any]
     UsageError: naming the row, for an unknown key or a value that breaks its rule.
   """
   config = load_module(Path(row.config), needs="get_config").get_config()
+  given = [(key, value, False) for key, value in row.overrides.items()]
+  given += [(key, text, True) for key, text in overrides.items()]
+  for key, value, is_text in given:
+    try:
+      parsed = _parse(value, _value(config, key)) if is_text else value
+      config.update_from_flattened_dict({key: parsed})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      reason = error.args[0] if error.args else error
+      raise UsageError(f"row {row.name!r}, {key}: {reason}") from error
+  config.seed = seed
+  plain = config.to_dict()
   try:
-    config.update_from_flattened_dict(dict(row.overrides))
-    for key, text in overrides.items():
-      config.update_from_flattened_dict({key: _parse(text, _value(config, key))})
-    config.seed = seed
-    plain = config.to_dict()
     parse_settings(plain)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except UsageError as error:
     raise UsageError(f"row {row.name!r}: {error}") from error
   return plain
 

@@ -155,9 +155,10 @@ def test_two_commands_do_not_share_a_folder(data_dir, tmp_path):
   assert status == 2
   assert "in use by another command" in err
   first.send_signal(signal.SIGKILL)
-  first.communicate()
+  first.wait()
   status, _, err = run(suite, workdir, "--plan", data_dir=data_dir)
   assert status == 2, "the run that was left behind still holds the folder"
+  first.communicate()  # it has ended when its output is closed
 
 
 def test_a_run_that_fails_leaves_the_others_and_status_1(data_dir, tmp_path):
@@ -191,8 +192,11 @@ def test_data_that_is_not_there_ends_with_the_table_and_one_line(data_dir, tmp_p
     (["--suite=blending", "--workdir=gs://x"], "must be a local or mounted folder, got gs://x"),
     (["--suite=blending", "--workdir=W", "--jobs=0"], "--jobs must be >= 1, got 0"),
     (["--suite=blending", "--workdir=W", "--set=float.epochs"], "--set must be KEY=VALUE"),
-    (["--suite=blending", "--workdir=W", "--set=float.epoch=1"], "float.epoch"),
-    (["--suite=blending", "--workdir=W", "--set=float.epochs=x"], "row 'float': "),
+    (["--suite=blending", "--workdir=W", "--set=float.epoch=1"], "row 'float', float.epoch: "),
+    (
+      ["--suite=blending", "--workdir=W", "--set=float.epochs=x"],
+      "row 'float', float.epochs: could not convert",
+    ),
   ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(tmp_path, arguments, words):
