@@ -5,7 +5,6 @@ figures as each run ends. Started again, it goes on.
 """
 
 import shlex
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -67,11 +66,19 @@ def main() -> None:
 def _write(
   suite: Suite, workdir: Path, runs: list[PlannedRun], found: dict[tuple[str, int], Record]
 ) -> list[Record]:
-  command = shlex.join(["python", "-m", "bcgd_jax.reproduce", *sys.argv[1:]])
+  command = _command()
   head = {"suite": suite.name, "title": suite.title, "command": command}
   records = write_results(workdir, head=head, runs=runs, found=found)
   publish(suite, workdir, records, command=command)
   return records
+
+
+def _command() -> str:
+  """What trains this suite in this folder."""
+  arguments = [f"--suite={_SUITE.value}", f"--workdir={_WORKDIR.value}"]
+  arguments += [f"--jobs={_JOBS.value}"] if _JOBS.value > 1 else []
+  arguments += [f"--set={value}" for value in _SET.value]
+  return shlex.join(["python", "-m", "bcgd_jax.reproduce", *arguments])
 
 
 def _overrides(values: list[str]) -> dict[str, str]:
