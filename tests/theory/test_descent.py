@@ -49,9 +49,8 @@ class StepsTest(parameterized.TestCase):
     flat = descent.coarse_gradient_descent(v, 0 * w, v_star, w_star, **settings)
     self.assertTrue(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(flat)))
 
-  @parameterized.parameters(*two_layer.ESTIMATORS)
-  def test_a_sampled_step_is_the_sampled_gradient(self, ste):
-    args, key = make_problem(1), jax.random.key(5)
+  def test_a_sampled_step_is_the_sampled_gradient(self):
+    args, key, ste = make_problem(1), jax.random.key(5), "clipped"
     trajectory = descent.coarse_gradient_descent(
       *args, ste=ste, learning_rate=0.5, num_steps=2, train_v=True, key=key, batch_size=64
     )
@@ -118,7 +117,7 @@ class FixedSecondLayerTest(parameterized.TestCase):
 
   def test_samples_follow_the_expectation(self):
     start = self.make_starts()[0]
-    settings = {"ste": "clipped", "learning_rate": 0.1, "num_steps": 50, "train_v": False}
+    settings = {"ste": "identity", "learning_rate": 0.1, "num_steps": 50, "train_v": False}
     expected = run_all([start], **settings)
     narrow = [np.float32(x) for x in start]
     run = functools.partial(descent.coarse_gradient_descent, *narrow, **settings)
