@@ -47,9 +47,9 @@ class Check:
 def make_checks(evidence: experiments.Evidence) -> tuple[Check, ...]:
   """The checks of everything that `experiments.run_experiments` measured."""
   return (
-    *(_check_comparison(comparison) for comparison in evidence.comparisons),
+    *(check_comparison(comparison) for comparison in evidence.comparisons),
     dataclasses.replace(
-      _check_comparison(evidence.control),
+      check_comparison(evidence.control),
       name="control: clipped ReLU's samples, ReLU's formula",
       at_least=True,
     ),
@@ -88,7 +88,8 @@ def checks_table(checks: Iterable[Check]) -> Table:
   )
 
 
-def _check_comparison(comparison: sampling.Comparison) -> Check:
+def check_comparison(comparison: sampling.Comparison) -> Check:
+  """The largest deviation of a comparison, in standard errors, against MAX_DEVIATION."""
   deviations = np.abs(comparison.deviations)
   return Check(
     name=comparison.name,
@@ -230,7 +231,7 @@ def _check_classifiers(evidence: experiments.Evidence) -> tuple[Check, ...]:
       value=-100 * _largest(-np.mean(history.test_accuracy[-100:]) for history in histories),
       limit=99,
       unit="%",
-      over=f"{over}, 200,000 points",
+      over=f"{over}, {100 * experiments.NUM_TEST:,} points",
       at_least=True,
     ),
   )

@@ -31,6 +31,8 @@ LEARNING_RATE = 0.02
 SPURIOUS_LEARNING_RATE = 0.01
 START_DISTANCE = 0.1  # from the spurious minimum, in v and in radians
 NUM_TRAIN = 4000
+NUM_TEST = 2000  # at each step
+CLASSIFIER_DIM = 12
 BLEND_RHO = 0.1
 BLEND_RATE = 0.05  # learning rate times L; monotone descent is promised below BLEND_RHO
 SWEEP_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5)
@@ -274,15 +276,15 @@ def _descend_by_samples(key: jax.Array) -> dict[str, descent.Trajectory]:
 
 def _train_classifier(estimator: numerics.InputEstimator) -> multiclass.TrainingHistory:
   data_key, key = jax.random.split(jax.random.key(1))
-  data = multiclass.make_subspace_data(data_key, num_classes=4, subspace_dim=2, dim=10)
+  data = multiclass.make_subspace_data(data_key, num_classes=4, subspace_dim=2, dim=CLASSIFIER_DIM)
   return multiclass.train(
     key,
     data,
-    multiclass.make_output_layer(4, 8),
-    num_steps=4000,
+    multiclass.make_output_layer(4, 16),
+    num_steps=2000,
     num_train=NUM_TRAIN,
-    num_test=2000,
-    learning_rate=4.0,
+    num_test=NUM_TEST,
+    learning_rate=8.0,
     num_bits=2,
     estimator=estimator,
   )

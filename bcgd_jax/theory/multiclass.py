@@ -117,25 +117,25 @@ def make_subspace_data(
 
 
 def sample(key: jax.Array, data: SubspaceData, num_samples: int) -> tuple[jax.Array, jax.Array]:
-  """Draws points and their classes, all classes equally likely.
+  """Draws points of all classes in turn.
 
   Returns:
-    x: [num_samples, dim], of the bases' dtype; labels: [num_samples], int32.
+    x: [num_samples, dim], of the bases' dtype; labels: [num_samples], int32, 0, 1, ..., 0, 1, ...
   """
-  return _sample(key, data.bases, (data.inner_radius, data.outer_radius), num_samples)
+  return _sample(key, data.bases, radii=(data.inner_radius, data.outer_radius), size=num_samples)
 
 
+@functools.partial(jax.jit, static_argnames=("radii", "size"))
 def _sample(
-  key: jax.Array, bases: jax.Array, radii: tuple[float, float], num_samples: int
+  key: jax.Array, bases: jax.Array, *, radii: tuple[float, float], size: int
 ) -> tuple[jax.Array, jax.Array]:
-  label_key, direction_key, radius_key = jax.random.split(key, 3)
+  direction_key, radius_key = jax.random.split(key)
   num_classes, _, subspace_dim = bases.shape
-  labels = jax.random.randint(label_key, (num_samples,), 0, num_classes)
-  directions = jax.random.normal(direction_key, (num_samples, subspace_dim), bases.dtype)
+  labels = jnp.arange(size, dtype=jnp.int32) % num_classes
+  directions = jax.random.normal(direction_key, (size, subspace_dim), bases.dtype)
   directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
-  lengths = jax.random.uniform(
-    radius_key, (num_samples, 1), bases.dtype, minval=radii[0], maxval=radii[1]
-  )
+  low, high = radii
+  lengths = jax.random.uniform(radius_key, (size, 1), bases.dtype, minval=low, maxval=high)
   x = jnp.einsum("ndk,nk->nd", bases[labels], lengths * directions, precision="highest")
   return x, labels
 
@@ -231,7 +231,7 @@ def train(
   high for x > 0. `vanilla_relu` is in it; `log_tailed` and `reverse_exponential` are on bounded x.
 
   Args:
-    key: of jax.random; draws the training set, the start and the held-out points.
+    key: of jax.random; split in three, for the training set, the start and the held-out points.
     data: the classes.
     v: [classes, neurons], of the bases' dtype; not trained. Each class has a neuron with a positive
       weight, and a neuron positive for one class is 0 for the others.
@@ -253,37 +253,42 @@ def train(
   for name, value in (("learning_rate", learning_rate), ("init_scale", init_scale)):
     if not value > 0:
       raise ValueError(f"{name} must be above 0, got {value}")
-  return TrainingHistory(
-    **_train(
-      key,
-      data.bases,
-      v,
-      jnp.asarray(learning_rate, v.dtype),
-      jnp.asarray(init_scale, v.dtype),
-      radii=(data.inner_radius, data.outer_radius),
-      sizes=(num_steps, num_train, num_test),
-      num_bits=num_bits,
-      estimator=estimator,
-    )
+  data_key, start_key, test_key = jax.random.split(key, 3)
+  shape = (v.shape[1], data.bases.shape[1])
+  measured = _train(
+    init_scale * jax.random.normal(start_key, shape, v.dtype),
+    v,
+    *sample(data_key, data, num_train),
+    data.bases,
+    test_key,
+    jnp.asarray(learning_rate, v.dtype),
+    radii=(data.inner_radius, data.outer_radius),
+    num_steps=num_steps,
+    num_test=num_test,
+    num_bits=num_bits,
+    estimator=estimator,
   )
+  return TrainingHistory(**measured)
 
 
-@functools.partial(jax.jit, static_argnames=("radii", "sizes", "num_bits", "estimator"))
+@functools.partial(
+  jax.jit, static_argnames=("radii", "num_steps", "num_test", "num_bits", "estimator")
+)
 def _train(
-  key: jax.Array,
-  bases: jax.Array,
+  start: jax.Array,
   v: jax.Array,
+  x: jax.Array,
+  labels: jax.Array,
+  bases: jax.Array,
+  test_key: jax.Array,
   learning_rate: jax.Array,
-  init_scale: jax.Array,
   *,
   radii: tuple[float, float],
-  sizes: tuple[int, int, int],
+  num_steps: int,
+  num_test: int,
   num_bits: int,
   estimator: str | InputEstimator,
 ) -> dict[str, jax.Array]:
-  num_steps, num_train, num_test = sizes
-  data_key, start_key, test_key = jax.random.split(key, 3)
-  x, labels = _sample(data_key, bases, radii, num_train)
   run = functools.partial(network, num_bits=num_bits, estimator=estimator)
   differentiate = functools.partial(
     loss_and_coarse_gradient, num_bits=num_bits, estimator=estimator
@@ -294,7 +299,8 @@ def _train(
   ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
     _, w = before_and_now
     train_loss, gradient = differentiate(w, v, x, labels)
-    fresh, fresh_labels = _sample(jax.random.fold_in(test_key, count), bases, radii, num_test)
+    own_key = jax.random.fold_in(test_key, count)
+    fresh, fresh_labels = _sample(own_key, bases, radii=radii, size=num_test)
     outputs = run(w, v, fresh)
     measured = {
       "train_loss": train_loss,
@@ -305,7 +311,6 @@ def _train(
     }
     return (w, w - learning_rate * gradient), measured
 
-  start = init_scale * jax.random.normal(start_key, (v.shape[1], bases.shape[1]), bases.dtype)
   # One step more than asked for measures the last weights; its own update is thrown away.
   (w, _), measured = jax.lax.scan(step, (start, start), jnp.arange(num_steps + 1))
   return measured | {"weights": w}

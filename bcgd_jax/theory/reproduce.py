@@ -24,7 +24,7 @@ from bcgd_jax.theory.checks import Check, checks_table, make_checks
 from bcgd_jax.theory.experiments import run_experiments
 from bcgd_jax.theory.figures import draw_pictures
 
-DEFAULT_SAMPLES = 50_000_000
+DEFAULT_SAMPLES = 40_000_000
 MIN_SAMPLES = 10_000  # means of fewer are not yet Gaussian enough for limits in standard errors
 _LIMIT = 2**31  # of samples and seeds
 

@@ -1,5 +1,6 @@
 """Pictures of the two-layer network: correlation, descent and instability."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -29,7 +30,7 @@ def correlation_picture(
   fixed, trainable = correlations
   figure = make_figure()
   left, middle, right = figure.subplots(1, 3)
-  _draw_correlation(left, fixed, fixed.inner, fixed.inner_error, _inner_product)
+  _draw_correlation(left, fixed, fixed.inner, fixed.inner_error, sampling.inner_product)
   _draw_correlation(middle, fixed, fixed.cosine, fixed.cosine_error, _cosine)
   _draw_correlation(right, trainable, trainable.cosine, trainable.cosine_error, _cosine)
   left.set_title("Inner product, v = v*")
@@ -171,14 +172,13 @@ def _name(ste: str) -> str:
   return sampling.ESTIMATOR_NAMES[ste]
 
 
-_Curve = Callable[[sampling.Problem, str], jax.Array]
+_Curve = Callable[..., jax.Array]  # of v, w, v_star, w_star; ste
 
 
-def _inner_product(problem: sampling.Problem, ste: str) -> jax.Array:
-  return sampling.inner_product(*problem, ste=ste)
-
-
-def _cosine(problem: sampling.Problem, ste: str) -> jax.Array:
+def _cosine(
+  v: jax.Array, w: jax.Array, v_star: jax.Array, w_star: jax.Array, *, ste: str
+) -> jax.Array:
+  problem = (v, w, v_star, w_star)
   coarse = two_layer.coarse_grad(*problem, ste=ste)
   true = two_layer.population_grad(*problem)[1]
   sizes = jnp.linalg.norm(coarse) * jnp.linalg.norm(true)
@@ -198,7 +198,7 @@ def _draw_correlation(
   stacked = [jnp.stack(vectors) for vectors in zip(*problems, strict=True)]
   for ste in two_layer.ESTIMATORS:
     color, dashes, marker = _STYLES[ste]
-    expected = jax.vmap(lambda *problem, ste=ste: curve(problem, ste))(*stacked)
+    expected = jax.jit(jax.vmap(functools.partial(curve, ste=ste)))(*stacked)
     axes.plot(fine, np.asarray(expected), color=color, linestyle=dashes)
     axes.errorbar(
       correlation.theta,
