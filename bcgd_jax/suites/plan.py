@@ -1,4 +1,4 @@
-"""A suite as a list of runs, those that others start from first."""
+"""A suite as a list of runs, and which of them start from another."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ class PlannedRun:
 
 
 def plan_runs(suite: Suite, workdir: Path, *, overrides: Mapping[str, str]) -> list[PlannedRun]:
-  """Every run of a suite; one that others start from comes before them.
+  """Every run of a suite, by seeds, then rows; where no row trains a shared phase, a run more does.
 
   A run of several phases whose first one is float does not train that phase: it is trained once
   for all runs that agree in seed, model, data and that phase's settings. A row that consists of
@@ -54,29 +54,28 @@ def plan_runs(suite: Suite, workdir: Path, *, overrides: Mapping[str, str]) -> l
   Raises:
     UsageError: for a configuration that is not valid, before anything runs.
   """
-  firsts: dict[str, PlannedRun] = {}
-  runs: list[PlannedRun] = []
   seeds = sorted({seed for row in suite.rows for seed in row.seeds})
   pairs = [(row, seed) for seed in seeds for row in suite.rows if seed in row.seeds]
-  configs = {(row.name, seed): resolve(row, seed, overrides) for row, seed in pairs}
-  # rows that train a first phase alone are known before the runs that may start from them
-  for row, seed in sorted(pairs, key=lambda pair: len(configs[pair[0].name, pair[1]]["phases"])):
-    config = configs[row.name, seed]
-    folder = workdir / "runs" / slug(row.name) / f"seed{seed}"
-    if len(config["phases"]) == 1 and not _is_quantized(config):
-      key = _first_phase_key(config)
-      run = _planned(row, seed, config, folder, None, overrides)
-      firsts.setdefault(key, run)
-    else:
-      run = _planned(row, seed, config, folder, _shared(config, seed, firsts, workdir), overrides)
-    runs.append(run)
-  shared_only = [run for run in firsts.values() if run.row is None]
-  order = {(row.name, seed): i for i, (row, seed) in enumerate(pairs)}
-  named = sorted(runs, key=lambda run: order[run.row.name if run.row else "", run.seed])
+  configs = [resolve(row, seed, overrides) for row, seed in pairs]
+  runs = [
+    _planned(row, seed, config, workdir / "runs" / slug(row.name) / f"seed{seed}", overrides)
+    for (row, seed), config in zip(pairs, configs, strict=True)
+  ]
+  # a row that is such a phase may stand after those that start from it
+  firsts: dict[str, PlannedRun] = {}
+  for run in runs:
+    if len(run.config["phases"]) == 1 and not _begins_quantized(run.config):
+      firsts.setdefault(_first_phase_key(run.config), run)
   result: list[PlannedRun] = []
-  for run in named:
-    if run.start is not None and run.start in shared_only and run.start not in result:
-      result.append(run.start)
+  for run in runs:
+    if _can_share(run.config):
+      key = _first_phase_key(run.config)
+      if key not in firsts:
+        folder = workdir / "first_phases" / f"{key[:8]}-seed{run.seed}"
+        alone = {**run.config, "phases": run.config["phases"][:1]}
+        firsts[key] = _planned(None, run.seed, alone, folder, {})
+        result.append(firsts[key])
+      run = _started_from(run, firsts[key])
     result.append(run)
   return result
 
@@ -116,13 +115,8 @@ def _planned(
   seed: int,
   config: dict[str, Any],
   folder: Path,
-  start: PlannedRun | None,
   overrides: Mapping[str, str],
 ) -> PlannedRun:
-  identity = config_hash(config)
-  if start is not None:
-    first = config["phases"][0]
-    config = {**config, first: {**config[first], "start_from": str(start.workdir)}}
   command = ""
   if row is not None:
     flags = [f"--config.{key}={_text(value)}" for key, value in row.overrides.items()]
@@ -134,28 +128,26 @@ def _planned(
     seed=seed,
     config=config,
     workdir=folder,
-    identity=identity,
-    start=start,
+    identity=config_hash(config),
+    start=None,
     command=command,
   )
 
 
-def _shared(
-  config: dict[str, Any], seed: int, firsts: dict[str, PlannedRun], workdir: Path
-) -> PlannedRun | None:
-  """The run that trains the float first phase of a configuration; None if it has none."""
-  first = config["phases"][0]
-  if len(config["phases"]) == 1 or _is_quantized(config) or config[first]["start_from"]:
-    return None
-  key = _first_phase_key(config)
-  if key not in firsts:
-    folder = workdir / "first_phases" / f"{key[:8]}-seed{seed}"
-    alone = {**config, "phases": (first,)}
-    firsts[key] = _planned(None, seed, alone, folder, None, {})
-  return firsts[key]
+def _started_from(run: PlannedRun, start: PlannedRun) -> PlannedRun:
+  """The run with its first phase taken from another; its identity stays."""
+  first = run.config["phases"][0]
+  block = {**run.config[first], "start_from": str(start.workdir)}
+  return dataclasses.replace(run, config={**run.config, first: block}, start=start)
 
 
-def _is_quantized(config: Mapping[str, Any]) -> bool:
+def _can_share(config: Mapping[str, Any]) -> bool:
+  """Whether a run has a float first phase of its own that another one could train for it."""
+  given = config[config["phases"][0]]["start_from"]
+  return len(config["phases"]) > 1 and not _begins_quantized(config) and not given
+
+
+def _begins_quantized(config: Mapping[str, Any]) -> bool:
   first = config[config["phases"][0]]
   relaxes = first["optimizer"] == "binary_relax"
   return first["quantize_weights"] or first["quantize_activations"] or relaxes
@@ -184,9 +176,9 @@ def _parse(text: str, current: Any) -> Any:
     return text.lower() == "true"
   if isinstance(current, tuple | list):
     return tuple(_parse(part, current[0]) for part in text.strip("()").split(",") if part)
-  return (
-    text if isinstance(current, str) else float(text) if isinstance(current, float) else int(text)
-  )
+  if isinstance(current, str):
+    return text
+  return float(text) if isinstance(current, float) else int(text)
 
 
 def _text(value: Any) -> str:
