@@ -54,7 +54,7 @@ def main() -> None:
           found[run.row.name, run.seed] = failed(run) if status else collect(run)
           records = _write(suite, workdir, runs, found)
 
-      execute(todo, jobs=_JOBS.value, lock=lock, on_end=on_end, say=_say)
+      execute(todo, jobs=_JOBS.value, lock=lock, on_end=on_end)
   print_table(suite_table(suite, records))
   print(f"Results: {workdir / 'results.md'}")
   unfinished = [r for r in records if r["status"] != "done"]
@@ -89,10 +89,6 @@ def _overrides(values: list[str]) -> dict[str, str]:
       raise UsageError(f"--set must be KEY=VALUE, got {value!r}.")
     pairs[key] = text
   return pairs
-
-
-def _say(line: str) -> None:
-  print(line, flush=True)
 
 
 if __name__ == "__main__":

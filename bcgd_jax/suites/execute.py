@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.suites.plan import PlannedRun
@@ -19,7 +19,6 @@ from bcgd_jax.training.settings import to_json
 from bcgd_jax.training.workdir import RUN_FILE
 
 LOCK_FILE = ".lock"
-LOG_FILE = "log.txt"
 _POLL_SECONDS = 0.2
 
 
@@ -27,7 +26,6 @@ _POLL_SECONDS = 0.2
 class _Job:
   run: PlannedRun
   process: subprocess.Popen[bytes]
-  log: IO[bytes] | None
   cores: tuple[int, ...]
   started: float
 
@@ -56,12 +54,11 @@ def execute(
   jobs: int,
   lock: int,
   on_end: Callable[[PlannedRun, int], None],
-  say: Callable[[str], None] = print,
 ) -> None:
-  """Trains every run; one that starts from another waits for it.
+  """Trains every run, saying what starts and ends; one that starts from another waits for it.
 
   With one job a run has the terminal; with several, each has its share of the CPU cores and writes
-  to log.txt beside its folder.
+  to a log beside its folder.
 
   Args:
     runs: what is missing, in the order to start; one whose start is neither here nor finished on
@@ -69,7 +66,6 @@ def execute(
     jobs: runs at a time.
     lock: of `locked`; inherited by the runs.
     on_end: called with each run that ended and its exit status.
-    say: prints a line.
   Raises:
     UsageError: if a run refused its input; the others in progress are stopped, and go on next time.
   """
@@ -79,15 +75,16 @@ def execute(
   with _termination_as_exit():
     try:
       while waiting or active:
-        while free and (run := _next_ready(waiting, active)) is not None:
-          active.append(_start(run, free.pop(0), lock=lock, shares_terminal=jobs == 1, say=say))
+        while free and (run := _next_ready(waiting)) is not None:
+          active.append(_start(run, free.pop(0), lock=lock, has_terminal=jobs == 1))
         if not active:
           return  # what is left starts from a run that failed
         time.sleep(_POLL_SECONDS)
         for job in [job for job in active if job.process.poll() is not None]:
           active.remove(job)
           free.insert(0, job.cores)
-          _end(job, on_end=on_end, say=say)
+          _report_end(job, has_terminal=jobs == 1)
+          on_end(job.run, job.process.returncode)
     finally:
       for job in active:
         job.process.terminate()
@@ -100,7 +97,7 @@ def is_finished(run: PlannedRun) -> bool:
   return (run.workdir / RUN_FILE).exists()
 
 
-def _next_ready(waiting: collections.deque[PlannedRun], active: list[_Job]) -> PlannedRun | None:
+def _next_ready(waiting: collections.deque[PlannedRun]) -> PlannedRun | None:
   for run in waiting:
     if run.start is None or is_finished(run.start):
       waiting.remove(run)
@@ -108,54 +105,46 @@ def _next_ready(waiting: collections.deque[PlannedRun], active: list[_Job]) -> P
   return None
 
 
-def _start(
-  run: PlannedRun,
-  cores: tuple[int, ...],
-  *,
-  lock: int,
-  shares_terminal: bool,
-  say: Callable[[str], None],
-) -> _Job:
-  say(f"start  {run.name}")
+def _start(run: PlannedRun, cores: tuple[int, ...], *, lock: int, has_terminal: bool) -> _Job:
+  _say(f"start  {run.name}")
   run.workdir.parent.mkdir(parents=True, exist_ok=True)
   command = [sys.executable, "-m", "bcgd_jax.suites.worker", f"--workdir={run.workdir}"]
   if cores:
     command.append(f"--cores={','.join(map(str, cores))}")
-  log = None if shares_terminal else open(log_path(run), "ab")  # noqa: SIM115, closed in _end
-  process = subprocess.Popen(
-    command,
-    stdin=subprocess.PIPE,
-    stdout=log,
-    stderr=subprocess.STDOUT if log else None,
-    pass_fds=(lock,),
-  )
+  with contextlib.ExitStack() as stack:
+    log = None if has_terminal else stack.enter_context(open(_log_path(run), "ab"))
+    process = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=log,
+      stderr=subprocess.STDOUT if log else None,
+      pass_fds=(lock,),
+    )
   assert process.stdin is not None
   with process.stdin as stdin:
     stdin.write(to_json(run.config).encode())
-  return _Job(run=run, process=process, log=log, cores=cores, started=time.monotonic())
+  return _Job(run=run, process=process, cores=cores, started=time.monotonic())
 
 
-def log_path(run: PlannedRun) -> Path:
-  """Where a run's output goes when several run at a time: beside its folder."""
-  return run.workdir.with_name(f"{run.workdir.name}-{LOG_FILE}")
-
-
-def _end(
-  job: _Job, *, on_end: Callable[[PlannedRun, int], None], say: Callable[[str], None]
-) -> None:
+def _report_end(job: _Job, *, has_terminal: bool) -> None:
   status = job.process.returncode
   minutes = (time.monotonic() - job.started) / 60
-  where = "above"
-  if job.log is not None:
-    job.log.close()
-    where = f"in {log_path(job.run)}"
+  where = "above" if has_terminal else f"in {_log_path(job.run)}"
   if status == 0:
-    say(f"done   {job.run.name} ({minutes:.1f} min)")
+    _say(f"done   {job.run.name} ({minutes:.1f} min)")
   elif status == 1:
-    say(f"failed {job.run.name} ({minutes:.1f} min); the reason is {where}")
+    _say(f"failed {job.run.name} ({minutes:.1f} min); the reason is {where}")
   else:
     raise UsageError(f"{job.run.name} ended with status {status}; the reason is {where}.")
-  on_end(job.run, status)
+
+
+def _log_path(run: PlannedRun) -> Path:
+  """Where a run's output goes when several run at a time."""
+  return run.workdir.with_name(f"{run.workdir.name}-log.txt")
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)
 
 
 def _share_cores(jobs: int) -> list[tuple[int, ...]]:
