@@ -4,6 +4,7 @@ Exit status: 0 done, 1 the run failed (a loss that is not finite, a check that d
 input, 130 interrupted by the keyboard.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,22 @@ def local_folder(value: str | None, *, flag: str) -> Path:
   if "://" in value:
     raise UsageError(f"{flag} must be a local or mounted folder, got {value}.")
   return Path(value)
+
+
+def make_folder(value: str | None, *, flag: str) -> Path:
+  """A flag's value as a folder that is there and can be written to; it is created if need be.
+
+  Raises:
+    UsageError: if it is not given, is an address, cannot be made or cannot be written to.
+  """
+  folder = local_folder(value, flag=flag)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UsageError(f"{flag} must name a folder, got {folder}: {error.strerror}.") from error
+  if not os.access(folder, os.W_OK):
+    raise UsageError(f"{flag} must be a folder that can be written to, got {folder}.")
+  return folder
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bcgd_jax.command import local_folder, run_command
+from bcgd_jax.command import local_folder, make_folder, run_command
 from bcgd_jax.errors import TrainingError, UsageError
 from bcgd_jax.report import print_table
 from bcgd_jax.suites import Suite, load_suite
@@ -38,7 +38,7 @@ def main() -> None:
   suite = load_suite(_SUITE.value)
   workdir = local_folder(_WORKDIR.value, flag="--workdir")
   runs = plan_runs(suite, workdir, overrides=_overrides(_SET.value))
-  with locked(workdir) as lock:
+  with locked(make_folder(_WORKDIR.value, flag="--workdir")) as lock:
     found = read_results(workdir, runs)
     records = _write(suite, workdir, runs, found)
     todo = missing(runs, found)

@@ -39,7 +39,6 @@ def locked(workdir: Path) -> Iterator[int]:
   Raises:
     UsageError: if another command holds it.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / LOCK_FILE, "ab") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,6 @@ bad input, which is found before anything is computed. The time grows with --sam
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from bcgd_jax.command import run_command
+from bcgd_jax.command import make_folder, run_command
 from bcgd_jax.errors import CheckError, UsageError
 from bcgd_jax.report import print_table, write_json
 from bcgd_jax.report.files import write_atomic
@@ -41,7 +40,7 @@ def main() -> None:
     raise UsageError(f"--samples must be in [{MIN_SAMPLES}, 2^31), got {num_samples}.")
   if not 0 <= seed < _LIMIT:
     raise UsageError(f"--seed must be in [0, 2^31), got {seed}.")
-  folder = _make_folder(OUTPUT.value)
+  folder = make_folder(OUTPUT.value, flag="--output")
   start = time.perf_counter()
   evidence = run_experiments(
     num_samples, seed, announce=lambda part: print(f"measuring {part}", flush=True)
@@ -65,21 +64,6 @@ def main() -> None:
   failed = [check.name for check in checks if not check.passed]
   if failed:
     raise CheckError(f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
-
-
-def _make_folder(value: str | None) -> Path:
-  if not value:
-    raise UsageError("--output must name a folder.")
-  if "://" in value:
-    raise UsageError(f"--output must be a local or mounted folder, got {value}.")
-  folder = Path(value)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UsageError(f"--output must name a folder, got {value}: {error.strerror}.") from error
-  if not os.access(folder, os.W_OK):
-    raise UsageError(f"--output must be a folder that can be written to, got {value}.")
-  return folder
 
 
 def _write_results(

@@ -116,7 +116,7 @@ def test_started_again_it_trains_only_what_is_missing(finished, data_dir, tmp_pa
   assert not (workdir / "runs").exists()
   before = read_json(original / "results.json")
   assert read_json(workdir / "results.json")["runs"] == before["runs"]
-  # a row that is lost comes back with the same numbers, its float phase first
+  # what is lost is missing again, and so are the float weights that the others start from
   write_json(workdir / "results.json", {**before, "runs": before["runs"][:2]})
   status, out, err = run(suite, workdir, "--plan", data_dir=data_dir)
   assert status == 0, err
@@ -181,6 +181,14 @@ def test_data_that_is_not_there_ends_with_the_table_and_one_line(data_dir, tmp_p
   assert "ended with status 2; the reason is in" in err
   page = (tmp_path / "work" / "results.md").read_text()
   assert "| ResNet-18 1W4A BCGD | - | - | - | - | not run | 0 | - | - | - | 64.36 |" in page
+
+
+def test_a_file_is_no_workdir(data_dir, tmp_path):
+  (tmp_path / "file").write_text("mine")
+  status, _, err = run("blending", tmp_path / "file", data_dir=data_dir)
+  assert status == 2
+  assert err.startswith(f"error: --workdir must name a folder, got {tmp_path / 'file'}: ")
+  assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
