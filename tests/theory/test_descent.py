@@ -58,7 +58,10 @@ class StepsTest(parameterized.TestCase):
     @jax.jit
     def differentiate(v, w, step):
       z = jax.random.normal(jax.random.fold_in(key, step), (64, 4, 5))
-      loss = lambda v, w: jnp.mean(monte_carlo.sample_loss(v, w, *args[2:], z, ste=ste))  # noqa: E731
+
+      def loss(v, w):
+        return jnp.mean(monte_carlo.sample_loss(v, w, *args[2:], z, ste=ste))
+
       return jax.grad(loss, argnums=(0, 1))(v, w)
 
     for step in range(2):
