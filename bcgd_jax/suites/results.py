@@ -106,7 +106,6 @@ def _head(run: PlannedRun) -> Record:
     "seed": run.seed,
     "identity": run.identity,
     "command": run.command,
-    "blending": run.row.blending,
   }
 
 

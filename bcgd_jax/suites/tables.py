@@ -38,12 +38,12 @@ def suite_table(suite: Suite, records: Sequence[Record]) -> Table:
     own = [r for r in records if r["row"] == row.name]
     done = [r for r in own if r["status"] == "done"]
     paper = [f"{100 * row.paper:.2f}" if row.paper is not None else "-"] if has_paper else []
-    cells = _cells(done, baseline_scores(suite, records)) if done else _empty_cells(own)
+    cells = _cells(done, _baseline_scores(suite, records)) if done else _empty_cells(own)
     rows.append((row.name, *cells, *paper))
   return Table(title=suite.title, columns=tuple(columns), rows=tuple(rows))
 
 
-def baseline_scores(suite: Suite, records: Sequence[Record]) -> dict[int, float]:
+def _baseline_scores(suite: Suite, records: Sequence[Record]) -> dict[int, float]:
   """Test accuracy of the baseline by seed, as far as it has run."""
   found = [r for r in records if r["row"] == suite.baseline and r["status"] == "done"]
   return {r["seed"]: r["test_accuracy"] for r in found}

@@ -48,7 +48,6 @@ def record(row: str, seed: int, accuracy: float, **fields: Any) -> dict[str, Any
     "seed": seed,
     "identity": "0",
     "command": "",
-    "blending": "",
     "status": "done",
     "test_accuracy": accuracy,
     "test_loss": 0.3,
