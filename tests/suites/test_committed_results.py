@@ -1,5 +1,6 @@
-"""The tables in docs/results say what the records beside them say."""
+"""The tables in docs/results, and those in the README, say what the records say."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,20 @@ def test_finished_rows_say_where_they_ran(name):
       assert commit
       assert not commit.endswith("dirty")
       assert record["command"].startswith("python -m bcgd_jax.main --config=configs/")
+
+
+# a table of the README that is part of a suite's, without some of its columns and rows
+QUOTED = re.compile(r"<!-- from docs/results/(\w+)/results\.md -->\n+((?:\|.*\n)+)")
+
+
+def test_readme_quotes_the_tables_rightly():
+  quoted = QUOTED.findall(Path("README.md").read_text())
+  assert [name for name, _ in quoted] == ["fashion_mnist"]
+  for name, text in quoted:
+    records = read_json(FOLDER / name / "results.json")["runs"]
+    table = suite_table(load_suite(name), records)
+    headers = [column.header for column in table.columns]
+    whole = {row[0]: dict(zip(headers, row, strict=True)) for row in table.rows}
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    for row in lines[2:]:
+      assert dict(zip(lines[0], row, strict=True)).items() <= whole[row[0]].items()
