@@ -67,9 +67,17 @@ def test_files_exist(path):
 
 
 def test_linked_files_exist():
-  links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+  links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
   assert links
   assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_linked_headings_exist():
+  headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+  anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+  links = re.findall(r"\]\(#([^)]+)\)", README)
+  assert links
+  assert set(links) <= anchors
 
 
 @pytest.mark.parametrize("name", ["Binary", "Ternary", "quantized_relu", "bcgd", "QuantReLU"])
