@@ -151,7 +151,11 @@ def _run_phase(
 def _finish(
   run: Run, phase: Phase, state: TrainState, best: PyTree | None, *, writer: MetricsWriter
 ) -> None:
-  """Scores what a phase ends with on the test split and keeps it for later phases and runs."""
+  """Scores what a phase ends with and keeps it for later phases and runs.
+
+  On the test split; on the validation split too if these are not the weights of the last step, so
+  that the last validation score of a phase is that of its end.
+  """
   variables = eval_variables(state, phase.float_params) if best is None else best["variables"]
   variables = jax.device_get(variables)
   if phase.settings.recalibrate_batches:
@@ -160,9 +164,15 @@ def _finish(
     batches = (normalize(jnp.asarray(x), data.mean, data.std) for x in images)
     variables = recalibrate_batch_stats(phase.options.eval_model, variables, batches)
   mapped = map_eval_step(run, phase)
-  found = score_split(run, mapped, run.parallel.replicate(variables), "test")
-  head = {"step": phase.last_step, "phase": phase.name, "kind": "test"}
-  writer.write({**head, **found.record(), "quantized": phase.is_quantized})
+  replicated = run.parallel.replicate(variables)
+  head = {"step": phase.last_step, "phase": phase.name}
+  is_changed = best is not None or phase.settings.recalibrate_batches
+  if is_changed and run.settings.data.validation_examples:
+    epoch = (phase.last_step - phase.first_step) / phase.steps_per_epoch
+    found = score_split(run, mapped, replicated, "validation")
+    writer.write({**head, "kind": "validation", "epoch": epoch, **found.record()})
+  found = score_split(run, mapped, replicated, "test")
+  writer.write({**head, "kind": "test", **found.record(), "quantized": phase.is_quantized})
   write_phase_weights(run.workdir, phase, variables["params"])
   store = CheckpointStore(run.workdir / PHASES_FOLDER / phase.name, config_hash=run.hash)
   # a run killed after this save comes here again with the same variables: saving twice is safe

@@ -9,7 +9,14 @@ from bcgd_jax.errors import UsageError
 from bcgd_jax.numerics import make_projection
 from bcgd_jax.report.records import read_metrics
 from bcgd_jax.training.loop import train_and_evaluate
-from bcgd_jax.training.run import Hooks, abstract_tree, load_phase, open_run
+from bcgd_jax.training.run import (
+  Hooks,
+  abstract_tree,
+  load_phase,
+  map_eval_step,
+  open_run,
+  score_split,
+)
 from configs import default
 
 
@@ -72,6 +79,22 @@ def test_one_batch_is_overfitted_at_one_bit_and_best_validation_is_kept(tmp_path
   best = run.store.restore(80, abstract_tree(run, run.phases[1]))["best"]
   scores = [r["accuracy"] for r in of_kind(records, "validation", "quantized")]
   assert float(best["accuracy"]) == np.float32(max(scores))
+
+
+@pytest.mark.parametrize("selection", ["last", "best_validation"])
+def test_last_validation_score_is_that_of_the_weights_a_phase_ends_with(tmp_path, selection):
+  config = tiny_config() | {"phases": ("quantized",), "selection": selection}
+  devices = jax.devices()[:1]
+  train_and_evaluate(config, tmp_path / "run", devices=devices)
+  run = open_run(config, tmp_path / "run", devices=devices)
+  (phase,) = run.phases
+  variables = run.parallel.replicate(load_phase(run, phase))
+  end = score_split(run, map_eval_step(run, phase), variables, "validation")
+  scores = of_kind(read_metrics(tmp_path / "run"), "validation", "quantized")
+  assert [r["epoch"] for r in scores] == [1.0, 2.0, 3.0, 3.0]
+  assert scores[-1]["accuracy"] == end.accuracy
+  assert scores[-1]["loss"] == pytest.approx(end.loss, rel=1e-5)
+  assert scores[-1]["loss"] != pytest.approx(scores[-2]["loss"], rel=1e-3)
 
 
 def test_start_from_another_network_is_refused(tmp_path):
