@@ -3,7 +3,7 @@
 20,000 images, 6 epochs float and 6 quantized. The base is the paper's recipe shortened: step
 schedule with drops after 40 and 70 % of the epochs, momentum 0.95, alpha from the table, one scale
 a tensor.
-Cost: about 234 epochs of 16 s on two CPU cores (--jobs=2).
+Cost: about 270 epochs of 16 s on two CPU cores (--jobs=2).
 """
 
 from bcgd_jax.suites import Row, Suite
@@ -22,6 +22,7 @@ _BASE = {
 _CHANNEL = {"quantization.scale_per": "channel"}
 _COSINE = {"quantized.schedule": "cosine"}
 _DISTILLED = {"quantized.distill_weight": 0.9}
+_DISTILLED_AT_1 = {**_DISTILLED, "quantized.distill_temperature": 1.0}
 _CALIBRATED = {"quantization.alpha_init": "calibrate"}
 _RECALIBRATED = {"quantized.recalibrate_batches": 40}
 _LONGER = {
@@ -29,7 +30,9 @@ _LONGER = {
   "quantized.decay_epochs": (4.8, 8.4),
   "quantized.rho": 4.2e-4,
 }
-_ALL = {**_CHANNEL, **_COSINE, **_DISTILLED, **_CALIBRATED, **_RECALIBRATED}
+_ALL_BUT_LONGER = {**_CHANNEL, **_COSINE, **_DISTILLED_AT_1, **_CALIBRATED, **_RECALIBRATED}
+# what raised the validation accuracy on seed 0, before the other seeds were run
+_CHOSEN = {**_CHANNEL, **_COSINE}
 
 
 def get_suite() -> Suite:
@@ -45,11 +48,13 @@ def get_suite() -> Suite:
     "+ scale per output channel": _CHANNEL,
     "+ cosine schedule": _COSINE,
     "+ distillation from the float phase": _DISTILLED,
+    "+ distillation at temperature 1": _DISTILLED_AT_1,
     "+ alpha calibrated": _CALIBRATED,
     "+ batch norm re-estimated": _RECALIBRATED,
     "+ twice the quantized epochs": _LONGER,
-    "all but longer": _ALL,
-    "all": {**_ALL, **_LONGER},
+    "+ scale per output channel + cosine schedule": _CHOSEN,
+    "+ both + twice the quantized epochs": {**_CHOSEN, **_LONGER},
+    "all but longer": _ALL_BUT_LONGER,
   }
   return Suite(
     name="beyond",
@@ -62,6 +67,7 @@ def get_suite() -> Suite:
     notes=(
       "20,000 images train, 5,000 others of the training split give the curves and the validation "
       "column, by which recipes are compared; the 10,000 test images are scored once a run.",
-      'A row that begins with "+" is the paper\'s recipe with this one change.',
+      'A row that begins with "+" is the paper\'s recipe with these changes.',
+      "Distillation weighs 0.9, its temperature is 4 where none is named and 1 in the last row.",
     ),
   )
