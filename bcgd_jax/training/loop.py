@@ -29,7 +29,7 @@ from bcgd_jax.training.run import (
 )
 from bcgd_jax.training.state import TrainState, eval_variables
 from bcgd_jax.training.steps import normalize
-from bcgd_jax.training.trainer import Trainer, as_best
+from bcgd_jax.training.trainer import Trainer, as_best, validation_record
 from bcgd_jax.training.workdir import PHASES_FOLDER
 
 PyTree = Any
@@ -165,14 +165,13 @@ def _finish(
     variables = recalibrate_batch_stats(phase.options.eval_model, variables, batches)
   mapped = map_eval_step(run, phase)
   replicated = run.parallel.replicate(variables)
-  head = {"step": phase.last_step, "phase": phase.name}
   is_changed = best is not None or phase.settings.recalibrate_batches
   if is_changed and run.settings.data.validation_examples:
-    epoch = (phase.last_step - phase.first_step) / phase.steps_per_epoch
     found = score_split(run, mapped, replicated, "validation")
-    writer.write({**head, "kind": "validation", "epoch": epoch, **found.record()})
+    writer.write(validation_record(phase, phase.last_step, found))
   found = score_split(run, mapped, replicated, "test")
-  writer.write({**head, "kind": "test", **found.record(), "quantized": phase.is_quantized})
+  head = {"step": phase.last_step, "phase": phase.name, "kind": "test"}
+  writer.write({**head, **found.record(), "quantized": phase.is_quantized})
   write_phase_weights(run.workdir, phase, variables["params"])
   store = CheckpointStore(run.workdir / PHASES_FOLDER / phase.name, config_hash=run.hash)
   # a run killed after this save comes here again with the same variables: saving twice is safe

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcgd_jax.errors import TrainingError
+from bcgd_jax.training.evaluation import Score
 from bcgd_jax.training.metrics import MetricsWriter
 from bcgd_jax.training.recipe import Phase
 from bcgd_jax.training.run import Run, load_teacher, map_eval_step, score_split
@@ -87,9 +88,7 @@ class Trainer:
     variables = eval_variables(state, phase.float_params)
     with self.untimed():
       found = score_split(self._run, self._eval, variables, "validation")
-    epoch = (step - phase.first_step) / phase.steps_per_epoch
-    head = {"step": step, "phase": phase.name, "kind": "validation", "epoch": epoch}
-    self._writer.write({**head, **found.record()})
+    self._writer.write(validation_record(phase, step, found))
     if best is None or np.float32(found.accuracy) <= np.asarray(best["accuracy"]):
       return best
     return self._run.parallel.replicate(as_best(variables, accuracy=found.accuracy))
@@ -112,6 +111,13 @@ class Trainer:
             f"{name} is {metrics[name]} at step {bad} (phase {self._phase.name!r}); {kept} in "
             f"{self._run.workdir}. A lower learning rate is the usual remedy."
           )
+
+
+def validation_record(phase: Phase, step: int, found: Score) -> dict[str, Any]:
+  """The line of the metrics that says how a phase's weights at a step score on validation."""
+  epoch = (step - phase.first_step) / phase.steps_per_epoch
+  head = {"step": step, "phase": phase.name, "kind": "validation", "epoch": epoch}
+  return {**head, **found.record()}
 
 
 def as_best(variables: PyTree, *, accuracy: float) -> PyTree:
