@@ -67,7 +67,7 @@ def test_files_exist(path):
 
 
 def test_linked_files_exist():
-  links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+  links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README) if "://" not in link]
   assert links
   assert [link for link in links if not (ROOT / link).exists()] == []
 
