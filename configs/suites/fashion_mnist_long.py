@@ -1,0 +1,58 @@
+"""The main suite at greater length, for an accelerator: does more training close the gap?
+
+ResNet-20 on Fashion-MNIST, 30 epochs float, then 30 epochs as the row says (60 where it says so).
+Otherwise as `fashion_mnist`. The last two rows are float training of as many epochs as the winner
+of `beyond`, and that winner.
+Cost: 810 epochs.
+"""
+
+from bcgd_jax.suites import Row, Suite
+
+_CONFIG = "configs/fashion_mnist_resnet20_1w4a.py"
+_SEEDS = (0, 1, 2)
+_EPOCHS = 30.0
+_STEPS = 12_891  # of 30 epochs: 55,000 images in batches of 128
+_BASE = {
+  "float.epochs": _EPOCHS,
+  "quantized.epochs": _EPOCHS,
+  "quantized.rho": 0.78 / _STEPS,
+}
+_FLOAT = {"quantized.quantize_weights": False, "quantized.quantize_activations": False}
+_LONGER = {"quantized.epochs": 2 * _EPOCHS, "quantized.rho": 0.78 / (2 * _STEPS)}
+
+
+def get_suite() -> Suite:
+  rows = {
+    "float": {"phases": ("float",)},
+    "float, twice as long": _FLOAT,
+    "1W4A BCGD": {},
+    "1W4A BinaryConnect (rho = 0)": {"quantized.rho": 0.0},
+    "4W4A BCGD": {"quantization.weight_bits": 4},
+    "float, three times as long": {**_FLOAT, **_LONGER},
+    "1W4A BCGD, scale per output channel, twice the quantized epochs": {
+      **_LONGER,
+      "quantization.scale_per": "channel",
+    },
+  }
+  blending = ("1W4A BCGD", "1W4A BinaryConnect (rho = 0)")
+  return Suite(
+    name="fashion_mnist_long",
+    title="ResNet-20 on Fashion-MNIST, 30 epochs a phase",
+    baseline="float, twice as long",
+    rows=tuple(
+      Row(
+        name=name,
+        config=_CONFIG,
+        overrides={**_BASE, **overrides},
+        seeds=_SEEDS,
+        blending="1W4A" if name in blending else "",
+      )
+      for name, overrides in rows.items()
+    ),
+    notes=(
+      "55,000 images train, 5,000 of the training split give the curves; nothing was chosen on the "
+      "10,000 test images, which are scored once, with the weights a run ends with.",
+      'The last two rows train for 30 and 60 epochs; "float, three times as long" is the one to '
+      "compare the other with.",
+    ),
+  )
