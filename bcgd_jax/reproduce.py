@@ -22,7 +22,7 @@ from bcgd_jax.suites.tables import suite_table
 _SUITE = flags.DEFINE_string("suite", None, "A file of configs/suites without .py, or its path.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The suite's folder.")
 _JOBS = flags.DEFINE_integer(
-  "jobs", 1, "Runs at a time, each on its share of the CPU cores; 1 where there is one accelerator."
+  "jobs", 1, "Runs at a time, each on its share of the CPU cores; they share an accelerator."
 )
 _SET = flags.DEFINE_multi_string(
   "set", [], "KEY=VALUE on top of every row's configuration, such as data.manual_dir=DIR."

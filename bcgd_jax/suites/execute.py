@@ -56,8 +56,8 @@ def execute(
 ) -> None:
   """Trains every run, saying what starts and ends; one that starts from another waits for it.
 
-  With one job a run has the terminal; with several, each has its share of the CPU cores and writes
-  to a log beside its folder.
+  With one job a run has the terminal; with several, each has its share of the CPU cores, takes a
+  GPU's memory as it needs it, and writes to a log beside its folder.
 
   Args:
     runs: what is missing, in the order to start; one whose start is neither here nor finished on
@@ -118,11 +118,17 @@ def _start(run: PlannedRun, cores: tuple[int, ...], *, lock: int, has_terminal: 
       stdout=log,
       stderr=subprocess.STDOUT if log else None,
       pass_fds=(lock,),
+      env=os.environ if has_terminal else _shared_device_environment(),
     )
   assert process.stdin is not None
   with process.stdin as stdin:
     stdin.write(to_json(run.config).encode())
   return _Job(run=run, process=process, cores=cores, started=time.monotonic())
+
+
+def _shared_device_environment() -> dict[str, str]:
+  """The environment of a run beside others: JAX must not reserve most of a GPU for one of them."""
+  return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
 
 
 def _report_end(job: _Job, *, has_terminal: bool) -> None:
