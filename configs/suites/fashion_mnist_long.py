@@ -51,5 +51,7 @@ def get_suite() -> Suite:
       "10,000 test images, which are scored once, with the weights a run ends with.",
       "The winner of `beyond` has one scale an output channel (the cosine schedule is every row's) "
       'and 40 quantized epochs; compare it with "float, three times as long".',
+      "A run that is listed under a CPU began on the H200 and was resumed from a checkpoint, for "
+      "the last 7 to 16 % of its second phase.",
     ),
   )
