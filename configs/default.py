@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.name = "resnet20"
   config.model.batch_norm = "global"  # "global" | "per_replica" batch statistics
+  config.model.batch_norm_affine = True  # a learned scale and bias after it
   config.model.residual_alpha = "own"  # "own" | "stream": one alpha for a stage's residual sums
   config.model.dtype = "float32"  # "float32" | "bfloat16" compute; parameters stay float32
 

@@ -40,6 +40,7 @@ class LayerFactory:
 
   quantization: Quantization
   batch_norm: str
+  batch_norm_affine: bool
   axis_name: str | None
   dtype: DTypeLike
 
@@ -121,12 +122,14 @@ class LayerFactory:
 
     momentum 0.9, epsilon 1e-5 (PyTorch's defaults, there written as momentum 0.1). While training,
     "global" takes the statistics over all devices of `axis_name`, "per_replica" those of the
-    replica's own examples.
+    replica's own examples. Without `batch_norm_affine` it has no scale and no bias.
     """
     wide_dtype = self.wide_dtype
     norm = nn.BatchNorm(
       momentum=BATCH_NORM_MOMENTUM,
       epsilon=1e-5,
+      use_scale=self.batch_norm_affine,
+      use_bias=self.batch_norm_affine,
       dtype=wide_dtype,
       param_dtype=wide_dtype,
       # Flax keeps running statistics in float32 unless told otherwise; only float64 needs that.
@@ -151,6 +154,9 @@ class ImageClassifier(nn.Module, kw_only=True):
     quantization: what is quantized and how.
     batch_norm: "global" or "per_replica", see `LayerFactory.normalize`. Evaluation uses the running
       statistics in both cases.
+    batch_norm_affine: whether batch norm learns a scale and a bias. Without them every scale of a
+      weight before a batch norm cancels, which bounds what an exploding coarse gradient can do; so
+      did Yin et al. 2019 (arXiv 1903.05662) compare estimators.
     axis_name: name of the mapped axis that "global" statistics extend over; None where there is no
       mapping.
     dtype: of convolutions and hidden dense layers. Parameters are float32 (float64 for float64).
@@ -159,6 +165,7 @@ class ImageClassifier(nn.Module, kw_only=True):
   num_classes: int
   quantization: Quantization = Quantization()
   batch_norm: str = "global"
+  batch_norm_affine: bool = True
   axis_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
@@ -166,6 +173,7 @@ class ImageClassifier(nn.Module, kw_only=True):
     return LayerFactory(
       quantization=self.quantization,
       batch_norm=self.batch_norm,
+      batch_norm_affine=self.batch_norm_affine,
       axis_name=self.axis_name,
       dtype=self.dtype,
     )

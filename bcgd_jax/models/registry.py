@@ -28,6 +28,7 @@ def create_model(
   num_classes: int,
   quantization: Quantization,
   batch_norm: str = "global",
+  batch_norm_affine: bool = True,
   axis_name: str | None = None,
   residual_alpha: str = "own",
   dtype: DTypeLike = jnp.float32,
@@ -39,6 +40,7 @@ def create_model(
     num_classes: number of logits, at least 1.
     quantization: quantizers of weights and activations; `Quantization.none()` for a float network.
     batch_norm: "global" (statistics over all devices of axis_name) or "per_replica".
+    batch_norm_affine: whether batch norm has a scale and a bias.
     axis_name: name of the mapped axis; None outside of pmap and shard_map.
     residual_alpha: "own" or "stream", see `ResNet`; only "own" for networks without residuals.
     dtype: of convolutions and hidden dense layers, float32 or bfloat16 (float64 in tests).
@@ -54,6 +56,7 @@ def create_model(
     "num_classes": num_classes,
     "quantization": quantization,
     "batch_norm": batch_norm,
+    "batch_norm_affine": batch_norm_affine,
     "axis_name": axis_name,
     "dtype": dtype,
   }

@@ -118,6 +118,7 @@ def make_model(
         settings.quantization, weights=weights, activations=activations
       ),
       batch_norm=settings.model.batch_norm,
+      batch_norm_affine=settings.model.batch_norm_affine,
       axis_name=axis_name,
       residual_alpha=settings.model.residual_alpha,
       dtype=jnp.dtype(settings.model.dtype),

@@ -20,6 +20,7 @@ class ModelSettings:
 
   name: str
   batch_norm: Literal["global", "per_replica"]
+  batch_norm_affine: bool
   residual_alpha: Literal["own", "stream"]
   dtype: Literal["float32", "bfloat16"]
 

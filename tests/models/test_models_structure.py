@@ -88,6 +88,19 @@ class ParameterTest(parameterized.TestCase):
     for path in _shapes(quantized):
       self.assertNotRegex(path, r"[A-Z]")
 
+  @parameterized.parameters(
+    ("resnet20", (32, 32, 3), 1_376), ("vgg11", (32, 32, 3), 5_504), ("lenet5", (28, 28, 1), 1_216)
+  )
+  def test_batch_norm_without_scale_and_bias(self, name, image_shape, expected):
+    whole = _shapes(_init_abstract(_create(name), image_shape))
+    bare = _shapes(_init_abstract(_create(name, batch_norm_affine=False), image_shape))
+    # a batch norm is what has running statistics
+    means = [path for path in whole if path.startswith("batch_stats/") and path.endswith("/mean")]
+    norms = [path.removeprefix("batch_stats/").removesuffix("/mean") for path in means]
+    gone = {f"params/{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias")}
+    self.assertEqual({p: s for p, s in whole.items() if p not in gone}, bare)
+    self.assertEqual(sum(int(np.prod(whole[path])) for path in gone), expected)
+
   @parameterized.named_parameters(
     ("resnet18", "imagenet_resnet18", (2, 2, 2, 2)),
     ("resnet34", "imagenet_resnet34", (3, 4, 6, 3)),
@@ -190,7 +203,11 @@ class ShapeTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 10, 10, 2))
     layers = LayerFactory(
-      quantization=Quantization.none(), batch_norm="global", axis_name=None, dtype=jnp.float32
+      quantization=Quantization.none(),
+      batch_norm="global",
+      batch_norm_affine=True,
+      axis_name=None,
+      dtype=jnp.float32,
     )
     conv = layers.conv(4, 7, stride=2, quantizer=None, name="conv")
     images = jnp.asarray(x, jnp.float32)
