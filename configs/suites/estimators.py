@@ -77,9 +77,9 @@ def get_suite() -> Suite:
       "20,000 images train, 5,000 others of the training split give the curves, the 10,000 test "
       "images are scored once, with the weights a run ends with.",
       "The rows with float weights have batch norm without scale and bias, as arXiv 1903.05662 "
-      "has over 200 epochs of CIFAR-10; its alpha is fixed, ours moves by weight decay alone, some 2 %. "
-      "With scale and bias, learned alpha and "
-      "the same learning rate identity and ReLU diverge on seed 0, within 4 to 82 steps: add "
-      "--config.model.batch_norm_affine=true --config.quantized.alpha_rate=0.01 to their commands.",
+      "has over 200 epochs of CIFAR-10; its alpha is fixed, ours moves by weight decay alone, some "
+      "2 %. With scale and bias, learned alpha and the same learning rate identity and ReLU "
+      "diverge on seed 0, within 4 to 82 steps: add --config.model.batch_norm_affine=true "
+      "--config.quantized.alpha_rate=0.01 to their commands.",
     ),
   )
