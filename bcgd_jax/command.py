@@ -15,10 +15,18 @@ from absl import app, flags, logging
 from bcgd_jax.errors import CheckError, TrainingError, UsageError
 
 
-def run_command(command: Callable[[], None]) -> NoReturn:
+def run_command(
+  command: Callable[[], None],
+  *,
+  interrupted: str = "the same command goes on where this one stopped",
+) -> NoReturn:
   """Parses flags, runs `command` and exits with its status.
 
   Does not return.
+
+  Args:
+    command: what to run.
+    interrupted: what to tell who interrupts it.
   """
 
   def main(argv: list[str]) -> None:
@@ -34,7 +42,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     except (CheckError, TrainingError) as error:
       _fail(str(error), status=1)
     except KeyboardInterrupt:
-      _fail("interrupted; the same command goes on where this one stopped.", status=130)
+      _fail(f"interrupted; {interrupted}.", status=130)
 
   app.run(main, flags_parser=_parse_flags)
   raise AssertionError("app.run exits")

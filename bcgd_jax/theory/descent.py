@@ -66,8 +66,9 @@ def coarse_gradient_descent(
     ValueError: if an argument is out of range, shapes do not fit, "true" comes with a key, or only
       one of key and batch_size is given.
     TypeError: if dtypes do not fit, or num_steps or batch_size is not an int.
-  Source: Yin et al. 2019 (arXiv 1903.05662), trainable v without normalisation; fixed v is the
-    setting of Yin et al. 2019 (BCGD, arXiv 1808.05240). Normalisation: our choice.
+  Source: Yin et al. 2019 (arXiv 1903.05662), trainable v without normalisation; fixed v
+    is, from memory and not confirmed, the setting of BCGD (arXiv 1808.05240). Normalisation: our
+    choice.
   """
   v, w, v_star, w_star = two_layer.check_arguments(v, w, v_star, w_star)
   two_layer.check_choice("ste", ste, (*two_layer.ESTIMATORS, TRUE_GRADIENT))

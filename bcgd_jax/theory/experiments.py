@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcgd_jax import numerics
-from bcgd_jax.theory import descent, multiclass, quadratics, sampling, two_layer
+from bcgd_jax.theory import descent, monte_carlo, multiclass, quadratics, sampling, two_layer
 
 MULTICLASS_ESTIMATORS: Mapping[str, numerics.InputEstimator] = {
   "vanilla ReLU": multiclass.vanilla_relu,
@@ -37,8 +37,11 @@ BLEND_RHO = 0.1
 BLEND_RATE = 0.05  # learning rate times L; monotone descent is promised below BLEND_RHO
 SWEEP_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5)
 
+FREE_NORM = 6.0  # where w starts without normalisation: long enough to stay away from 0
+
 # Samples at an angle of a correlation, as a share of those for a closed form: 18 angles in all.
 _CORRELATION_SHARE = 10
+_MIN_CORRELATION_SAMPLES = 10_000  # means of fewer are not yet Gaussian enough
 
 _Tree = TypeVar("_Tree")
 _Trajectories = Mapping[str, descent.Trajectory]
@@ -57,6 +60,7 @@ class Evidence:
       and with w brought to length 1 after each step.
     fixed_v_sampled: the same from samples, one start, [T+1], float32.
     trainable_v: descent in v and in w, normalized, by estimator, [starts, T+1], float64.
+    trainable_v_free: the same from |w| = FREE_NORM, not normalized.
     spurious: descent from START_DISTANCE of the spurious minimum by estimator, [T+1], float64.
     norm_ratios: norm control near the spurious minimum by estimator; see `measure_norm_ratios`.
     classifiers: training on subspace data by estimator.
@@ -73,6 +77,7 @@ class Evidence:
   fixed_v_normalized: _Trajectories
   fixed_v_sampled: _Trajectories
   trainable_v: _Trajectories
+  trainable_v_free: _Trajectories
   spurious: _Trajectories
   norm_ratios: Mapping[str, np.ndarray]
   classifiers: Mapping[str, multiclass.TrainingHistory]
@@ -87,15 +92,19 @@ def run_experiments(
   """Runs everything; the time grows with num_samples beyond about a minute on two cores.
 
   Args:
-    num_samples: inputs drawn for each problem, at least 20.
+    num_samples: inputs drawn for each problem, at least 2.
     seed: of the samples.
     announce: called with the name of each part before it begins.
+  Raises:
+    ValueError, TypeError: if num_samples is not an int of at least 2, before anything is measured.
   """
+  monte_carlo.check_count("num_samples", num_samples, minimum=2)
   keys = jax.random.split(jax.random.key(seed), 5)
   announce("descents")
   fixed_v = _descend_in_float64(train_v=False, normalize_w=False, num_steps=2000)
   normalized = _descend_in_float64(train_v=False, normalize_w=True, num_steps=2000)
   trainable = _descend_in_float64(train_v=True, normalize_w=True, num_steps=5000)
+  free = _descend_in_float64(train_v=True, normalize_w=False, num_steps=2000, norm=FREE_NORM)
   spurious = descend_from_spurious_minimum(num_steps=4000)
   announce("sampled descents")
   sampled = _descend_by_samples(keys[0])
@@ -107,7 +116,7 @@ def run_experiments(
   announce("the multi-class network")
   classifiers = {name: _train_classifier(g) for name, g in MULTICLASS_ESTIMATORS.items()}
   announce("correlations")
-  num_less = num_samples // _CORRELATION_SHARE
+  num_less = max(num_samples // _CORRELATION_SHARE, _MIN_CORRELATION_SAMPLES)
   correlations = (
     sampling.measure_correlation(keys[1], num_less, v=sampling.V_STAR),
     sampling.measure_correlation(keys[2], num_less, v=sampling.TRAINABLE_V),
@@ -126,6 +135,7 @@ def run_experiments(
     fixed_v_normalized=normalized,
     fixed_v_sampled=sampled,
     trainable_v=trainable,
+    trainable_v_free=free,
     spurious=spurious,
     norm_ratios={ste: measure_norm_ratios(ste) for ste in two_layer.ESTIMATORS},
     classifiers=classifiers,
@@ -184,11 +194,12 @@ def measure_norm_ratios(ste: str, distances: tuple[float, ...] = (1e-2, 1e-4)) -
 
     |E g|^2 / (|df/dv|^2 + E g . df/dw)     at the spurious minimum plus each distance
 
-  Bounded for the ReLU, which its convergence rests on; for the identity it grows as 1 / distance.
+  Bounded for the ReLU, which its convergence rests on; for the identity it grows without bound, as
+  1 / distance.
 
   Returns:
     [len(distances)], float64.
-  Source: Yin et al. 2019 (arXiv 1903.05662).
+  Source: Yin et al. 2019 (arXiv 1903.05662); the rate 1 / distance, derived.
   """
   ratios = []
   with jax.enable_x64(True):
@@ -221,11 +232,11 @@ def _problem_near_spurious_minimum(distance: float) -> sampling.Problem:
 
 
 def _descend_in_float64(
-  *, train_v: bool, normalize_w: bool, num_steps: int
+  *, train_v: bool, normalize_w: bool, num_steps: int, norm: float = 1.0
 ) -> dict[str, descent.Trajectory]:
   rng = np.random.default_rng(0)
   starts = rng.normal(size=(NUM_STARTS, NUM_INPUTS))
-  starts /= np.linalg.norm(starts, axis=1, keepdims=True)
+  starts *= norm / np.linalg.norm(starts, axis=1, keepdims=True)
   v_star = np.asarray(sampling.V_STAR)
   seconds = rng.normal(size=(NUM_STARTS, v_star.size))
   if not train_v:

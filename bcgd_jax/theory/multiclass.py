@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcgd_jax.numerics import InputEstimator, quantized_relu
+from bcgd_jax.theory import monte_carlo
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,10 +237,11 @@ def train(
     v: [classes, neurons], of the bases' dtype; not trained. Each class has a neuron with a positive
       weight, and a neuron positive for one class is 0 for the others.
     num_steps: at least 0; num_train, num_test: points, at least 1 each.
-    learning_rate, init_scale: > 0.
+    learning_rate, init_scale: > 0, finite.
     num_bits, estimator: as for `network`.
   Raises:
     ValueError: if an argument breaks its rule above.
+    TypeError: if num_steps, num_train or num_test is not an int.
   Source: our reading of arXiv 2011.11256; sizes and start are our choice.
   """
   _check_output_layer(np.asarray(v), num_classes=data.bases.shape[0])
@@ -248,11 +250,10 @@ def train(
     ("num_train", num_train, 1),
     ("num_test", num_test, 1),
   ):
-    if count < least:
-      raise ValueError(f"{name} must be at least {least}, got {count}")
+    monte_carlo.check_count(name, count, minimum=least)
   for name, value in (("learning_rate", learning_rate), ("init_scale", init_scale)):
-    if not value > 0:
-      raise ValueError(f"{name} must be above 0, got {value}")
+    if not 0 < value < float("inf"):
+      raise ValueError(f"{name} must be above 0 and finite, got {value}")
   data_key, start_key, test_key = jax.random.split(key, 3)
   shape = (v.shape[1], data.bases.shape[1])
   measured = _train(

@@ -20,6 +20,7 @@ import optax
 
 from bcgd_jax import numerics
 from bcgd_jax.optim import blend
+from bcgd_jax.theory import monte_carlo
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class BlendedRuns:
     excess: [P, T]; f after a step less what the inequality allows, relative to f before it: at
       most 0 but for rounding where the inequality holds.
     moved: [P, T]; |w_{t+1} - w_t|^2.
+    code_changes: [P, T]; whether a code, the sign of a quantized weight, changed.
   """
 
   rho: float
@@ -54,14 +56,15 @@ class BlendedRuns:
   losses: np.ndarray
   excess: np.ndarray
   moved: np.ndarray
+  code_changes: np.ndarray
 
   def num_violations(self, tolerance: float = 1e-12) -> int:
     """Steps that break the inequality by more than `tolerance` of f, a bound on its rounding."""
     return int(np.sum(self.excess > tolerance))
 
-  def num_moves(self) -> int:
-    """Steps at which the quantized weights changed: the others satisfy the inequality idly."""
-    return int(np.sum(self.moved > 0))
+  def num_code_changes(self) -> int:
+    """Steps at which a code changed: at the others the scale alone moves, and by little."""
+    return int(np.sum(self.code_changes))
 
   def num_rises(self, tolerance: float = 1e-12) -> int:
     """Steps at which f rose by more than `tolerance` of itself."""
@@ -76,10 +79,10 @@ def make_quadratics(seed: int, *, num_problems: int, size: int) -> Quadratics:
     num_problems: P; size: n, dimensions. At least 1 each.
   Raises:
     ValueError: if num_problems or size is below 1.
+    TypeError: if one is not an int.
   """
   for name, value in (("num_problems", num_problems), ("size", size)):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}")
+    monte_carlo.check_count(name, value, minimum=1)
   rng = np.random.default_rng(seed)
   rotations = np.linalg.qr(rng.normal(size=(num_problems, size, size)))[0]
   spectra = 10 ** rng.uniform(-2, 1, size=(num_problems, 1, size))
@@ -108,17 +111,17 @@ def run_blended(
     problems: P of them.
     quantizer: the inequality is for exact projections, `Binary()` and `Ternary("sort")`.
     rho: in [0, 1].
-    rate_times_lipschitz: > 0; the learning rate is this over the problem's L.
+    rate_times_lipschitz: > 0, finite; the learning rate is this over the problem's L.
     num_steps: T, at least 1.
   Raises:
     ValueError: if rho, rate_times_lipschitz or num_steps breaks its rule.
+    TypeError: if num_steps is not an int.
   """
   if not 0 <= rho <= 1:
     raise ValueError(f"rho must be in [0, 1], got {rho}")
-  if not rate_times_lipschitz > 0:
-    raise ValueError(f"rate_times_lipschitz must be above 0, got {rate_times_lipschitz}")
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+  if not 0 < rate_times_lipschitz < float("inf"):
+    raise ValueError(f"rate_times_lipschitz must be above 0 and finite, got {rate_times_lipschitz}")
+  monte_carlo.check_count("num_steps", num_steps, minimum=1)
   with jax.enable_x64(True):
     losses, weights = _run(
       jnp.asarray(rho, jnp.float64),
@@ -138,6 +141,7 @@ def run_blended(
     losses=f,
     excess=(np.diff(f, axis=1) + gain) / f[:, :-1],
     moved=moved,
+    code_changes=np.any(np.diff(np.sign(w), axis=1) != 0, axis=2),
   )
 
 

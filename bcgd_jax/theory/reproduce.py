@@ -95,4 +95,4 @@ def _write_markdown(
 
 
 if __name__ == "__main__":
-  run_command(main)
+  run_command(main, interrupted="nothing was written")

@@ -80,8 +80,7 @@ def inner_product(
   Source: Yin et al. 2019 (arXiv 1903.05662) for identity and relu; clipped derived.
   """
   two_layer.check_choice("ste", ste, two_layer.ESTIMATORS)
-  sine = jnp.sin(two_layer.angle(w, w_star))
-  norm = jnp.linalg.norm(w)
+  sine, norm = two_layer.sine_and_norm(w, w_star)
   product = sine * jnp.sum(v * v_star) ** 2 / ((2 * math.pi) ** 1.5 * norm)
   if ste == "identity":
     return product

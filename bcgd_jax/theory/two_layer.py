@@ -91,6 +91,12 @@ def angle(w: jax.Array, w_star: jax.Array) -> jax.Array:
   return _take_apart(w, w_star).theta
 
 
+def sine_and_norm(w: jax.Array, w_star: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """sin(theta) [] of the angle between w and w_star, exactly 0 at 0 and pi, and |w| []."""
+  geometry = _take_apart(w, w_star)
+  return geometry.sine, geometry.norm
+
+
 def population_loss(v: jax.Array, w: jax.Array, v_star: jax.Array, w_star: jax.Array) -> jax.Array:
   """Expected loss.
 
@@ -168,8 +174,7 @@ def coarse_grad(
   Raises:
     ValueError, TypeError: if ste is none of the three, or shapes or dtypes break the rules of this
       module.
-  Source: arXiv 1903.05662 for identity and relu; the closed form of clipped derived (the paper
-    has integrals).
+  Source: arXiv 1903.05662 for identity and relu; clipped, derived.
   """
   check_choice("ste", ste, ESTIMATORS)
   v, w, v_star, w_star = check_arguments(v, w, v_star, w_star)

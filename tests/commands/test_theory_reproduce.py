@@ -106,7 +106,7 @@ def test_whole_run(tmp_path):
   assert done.stderr == ""
   assert {path.name for path in out.iterdir()} == FILES
   written = json.loads((out / "theory.json").read_text())
-  assert len(written["checks"]) == 41
+  assert len(written["checks"]) == 44
   assert all(check["passed"] for check in written["checks"])
   assert written["jax_version"] == jax.__version__
   assert written["seconds"] > 0
@@ -114,7 +114,7 @@ def test_whole_run(tmp_path):
   for check in written["checks"]:
     assert f"\n{check['name']}  " in done.stdout
   text = (out / "theory.md").read_text()
-  assert text.count("| pass |") == 41
+  assert text.count("| pass |") == 44
   for name in PICTURES:
     assert f"]({name})" in text
     assert (out / name).read_bytes().startswith(b"\x89PNG")

@@ -213,11 +213,11 @@ class TrainTest(parameterized.TestCase):
     self.assertGreater(np.abs(np.asarray(first) - np.asarray(other)).max(), 0)
 
   @parameterized.parameters(
-    ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
-    ({"num_train": 0}, "num_train must be at least 1, got 0"),
-    ({"num_test": 0}, "num_test must be at least 1, got 0"),
-    ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
-    ({"init_scale": math.nan}, "init_scale must be above 0, got nan"),
+    ({"num_steps": -1}, r"num_steps must be in \[0, 2\^31\), got -1"),
+    ({"num_train": 0}, r"num_train must be in \[1, 2\^31\), got 0"),
+    ({"num_test": 0}, r"num_test must be in \[1, 2\^31\), got 0"),
+    ({"learning_rate": 0.0}, "learning_rate must be above 0 and finite, got 0.0"),
+    ({"init_scale": math.nan}, "init_scale must be above 0 and finite, got nan"),
     ({"num_bits": 9}, "num_bits must be in .1, 8., got 9"),
   )
   def test_bad_arguments(self, changes, message):

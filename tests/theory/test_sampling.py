@@ -44,6 +44,24 @@ class ComparisonsTest(parameterized.TestCase):
       np.testing.assert_allclose(product, coarse @ true, atol=1e-5 * scale)
       self.assertGreaterEqual(float(product), 0)
 
+  @parameterized.product(ste=two_layer.ESTIMATORS, norm=(1e-25, 1.0, 1e15))
+  def test_inner_product_at_the_edges(self, ste, norm):
+    v, w, v_star, _ = map(np.asarray, sampling.make_problem_at(1.0, sampling.V_STAR))
+    w = np.float32(norm) * w
+    for w_star in (w, -w):
+      product = float(sampling.inner_product(v, w, v_star, w_star, ste=ste))
+      self.assertEqual(product, 0)
+    across = np.eye(5, dtype=np.float32)[1]
+    product = float(sampling.inner_product(v, w, v_star, across, ste=ste))
+    coarse, true = (
+      np.asarray(x, np.float64)
+      for x in (
+        two_layer.coarse_grad(v, w, v_star, across, ste=ste),
+        two_layer.population_grad(v, w, v_star, across)[1],
+      )
+    )
+    np.testing.assert_allclose(product, coarse @ true, rtol=2e-5)
+
   def test_unknown_estimator(self):
     with self.assertRaisesRegex(ValueError, "ste must be one of identity, relu, clipped"):
       sampling.inner_product(*sampling.make_problem_at(1.0, sampling.V_STAR), ste="sign")

@@ -61,7 +61,13 @@ class WordsTest(parameterized.TestCase):
     trajectory = dataclasses.replace(relu, loss=trapped)
     changed = make_evidence(trainable_v={**evidence.trainable_v, "relu": trajectory})
     caption = two_layer_figures.descent_picture(changed).caption
-    self.assertIn("identity 2, ReLU 1, clipped ReLU 2;", caption)
+    self.assertIn("the global minimum: identity 2, ReLU 1, clipped ReLU 2;", caption)
+    self.assertIn("the spurious one: identity 0, ReLU 1, clipped ReLU 0.", caption)
+    self.assertIn("the loss ends at 1e-05 or below", caption)
+    caption = two_layer_figures.descent_picture(
+      make_evidence(trainable_v=dict.fromkeys(evidence.trainable_v, trajectory))
+    ).caption
+    self.assertIn("the loss ends at 1e-05 or below", caption)
 
   def test_multiclass_says_when_the_loss_reaches_zero(self):
     names = tuple(experiments.MULTICLASS_ESTIMATORS)
@@ -79,6 +85,22 @@ class WordsTest(parameterized.TestCase):
     evidence = make_evidence(unblended={"binary": make_runs(0.0), "ternary": steady})
     alt = figures.blending_picture(evidence).alt
     self.assertIn("50 % (binary) and 0 % (ternary)", alt)
+    self.assertIn("without blending, 0 from rho of 1 times learning rate times L on.", alt)
+
+  def test_blending_tells_of_steps_that_break_it(self):
+    sound = figures.blending_picture(make_evidence())
+    self.assertIn("the loss rises at 0 steps of all problems", sound.alt)
+    self.assertIn("with 0 steps below the diagonal", sound.alt)
+    falling = np.geomspace(1, 0.1, NUM_STEPS + 1)
+    rising = np.where(np.arange(NUM_STEPS + 1) == 9, 1.1, falling)
+    broken = make_runs(0.1, excess=1e-9, loss=np.stack([rising] * 3))
+    shares = {name: np.ones(len(experiments.SWEEP_SHARES)) for name in experiments.QUANTIZERS}
+    picture = figures.blending_picture(
+      make_evidence(blended={"binary": make_runs(0.1), "ternary": broken}, rising_shares=shares)
+    )
+    self.assertIn("the loss rises at 3 steps of all problems", picture.alt)
+    self.assertIn("with 150 steps below the diagonal", picture.alt)
+    self.assertIn("without blending, never 0.", picture.alt)
 
   def test_instability_tells_the_peak(self):
     picture = two_layer_figures.instability_picture(make_evidence().spurious)

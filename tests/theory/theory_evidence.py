@@ -65,24 +65,27 @@ def make_runs(rho, *, excess=-1e-3, loss=None):
     losses=losses,
     excess=np.full((3, NUM_STEPS), excess),
     moved=np.ones((3, NUM_STEPS)),
+    code_changes=np.ones((3, NUM_STEPS), bool),
   )
 
 
 def make_evidence(**changes):
   """Evidence with some fields replaced."""
   falling = np.geomspace(1, 1e-5, NUM_STEPS + 1)
+  saw = falling * (1 + np.arange(NUM_STEPS + 1) % 2)
   descents = {ste: make_trajectory(np.stack([falling] * 2)) for ste in two_layer.ESTIMATORS}
   settled = make_spurious(0.3 + 0.1 * falling, 0.1 * falling)
   jumping = make_spurious(0.3 + np.arange(NUM_STEPS + 1) % 2, 10 * falling)
   fields = {
     "comparisons": (make_comparison(), make_comparison("gradient in v", [0.5])),
-    "control": make_comparison("wrong", [9.0, 0.1]),
+    "control": make_comparison("wrong", [90.0, 0.1]),
     "correlations": tuple(map(make_correlation, (sampling.V_STAR, sampling.TRAINABLE_V))),
     "gradient_gaps": np.full(5, 1e-15),
     "fixed_v": descents,
     "fixed_v_normalized": descents,
     "fixed_v_sampled": {ste: make_trajectory(falling) for ste in two_layer.ESTIMATORS},
     "trainable_v": descents,
+    "trainable_v_free": {**descents, "identity": make_trajectory(np.stack([falling, saw]))},
     "spurious": {"identity": jumping, "relu": settled, "clipped": settled},
     "norm_ratios": {
       "identity": np.array([1e2, 1e4]),
@@ -93,7 +96,8 @@ def make_evidence(**changes):
     "blended": {name: make_runs(0.1) for name in experiments.QUANTIZERS},
     "unblended": {name: make_runs(0.0) for name in experiments.QUANTIZERS},
     "rising_shares": {
-      name: np.linspace(0.5, 0, len(experiments.SWEEP_SHARES)) for name in experiments.QUANTIZERS
+      name: np.maximum(0, 0.5 - 0.6 * np.array(experiments.SWEEP_SHARES))
+      for name in experiments.QUANTIZERS
     },
   }
   return experiments.Evidence(**(fields | changes))
