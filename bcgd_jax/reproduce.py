@@ -13,7 +13,7 @@ from bcgd_jax.command import local_folder, make_folder, run_command
 from bcgd_jax.errors import TrainingError, UsageError
 from bcgd_jax.report import print_table
 from bcgd_jax.suites import Suite, load_suite
-from bcgd_jax.suites.execute import execute, locked
+from bcgd_jax.suites.execute import check_folders, execute, locked
 from bcgd_jax.suites.plan import PlannedRun, plan_runs
 from bcgd_jax.suites.publish import publish
 from bcgd_jax.suites.results import Record, collect, failed, missing, read_results, write_results
@@ -39,7 +39,8 @@ def main() -> None:
   workdir = local_folder(_WORKDIR.value, flag="--workdir")
   runs = plan_runs(suite, workdir, overrides=_overrides(_SET.value))
   with locked(make_folder(_WORKDIR.value, flag="--workdir")) as lock:
-    found = read_results(workdir, runs)
+    found = read_results(workdir, suite.name, runs)
+    check_folders(run for run in runs if run.row is None or (run.row.name, run.seed) not in found)
     records = _write(suite, workdir, runs, found)
     todo = missing(runs, found)
     print(f"{suite.name}: {len(todo)} runs to train, {len(found)} done.")

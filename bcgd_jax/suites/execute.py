@@ -9,17 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.suites.plan import PlannedRun
-from bcgd_jax.training.settings import to_json
-from bcgd_jax.training.workdir import RUN_FILE
+from bcgd_jax.training.settings import config_hash, to_json
+from bcgd_jax.training.workdir import CONFIG_FILE, RUN_FILE, read_config
 
 LOCK_FILE = ".lock"
 _POLL_SECONDS = 0.2
+_REFUSED = 2  # the exit status of a command that refuses its input
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -65,6 +66,8 @@ def execute(
     jobs: runs at a time.
     lock: of `locked`; inherited by the runs.
     on_end: called with each run that ended and its exit status.
+  A run that fails, or is killed, leaves the others alone.
+
   Raises:
     UsageError: if a run refused its input; the others in progress are stopped, and go on next time.
   """
@@ -79,11 +82,18 @@ def execute(
         if not active:
           return  # what is left starts from a run that failed
         time.sleep(_POLL_SECONDS)
-        for job in [job for job in active if job.process.poll() is not None]:
+        ended = [job for job in active if job.process.poll() is not None]
+        for job in ended:
           active.remove(job)
           free.insert(0, job.cores)
-          _report_end(job, has_terminal=jobs == 1)
-          on_end(job.run, job.process.returncode)
+          _say(_end_line(job, has_terminal=jobs == 1))
+          if job.process.returncode != _REFUSED:
+            on_end(job.run, job.process.returncode)
+        for job in ended:
+          if job.process.returncode == _REFUSED:
+            raise UsageError(
+              f"{job.run.name} refused its input; the reason is {_where(job, jobs == 1)}."
+            )
     finally:
       for job in active:
         job.process.terminate()
@@ -94,6 +104,27 @@ def execute(
 def is_finished(run: PlannedRun) -> bool:
   """Whether the run has left its mark."""
   return (run.workdir / RUN_FILE).exists()
+
+
+def check_folders(runs: Iterable[PlannedRun]) -> None:
+  """Raises if a folder that a run would go on in, or start from, has another configuration.
+
+  Where a run starts from does not count: the suite's folder may have been moved.
+
+  Raises:
+    UsageError: naming the run and its folder.
+  """
+  folders = {r.workdir: r for pair in runs for r in (pair, pair.start) if r is not None}
+  for run in folders.values():
+    if (run.workdir / CONFIG_FILE).exists():
+      stored = read_config(run.workdir)
+      if run.start is not None:
+        stored[run.config["phases"][0]]["start_from"] = ""
+      if config_hash(stored) != run.identity:
+        raise UsageError(
+          f"{run.workdir} holds another configuration than {run.name} has in this suite; move it "
+          "away, or use another --workdir."
+        )
 
 
 def _next_ready(waiting: collections.deque[PlannedRun]) -> PlannedRun | None:
@@ -131,16 +162,19 @@ def _shared_device_environment() -> dict[str, str]:
   return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
 
 
-def _report_end(job: _Job, *, has_terminal: bool) -> None:
+def _end_line(job: _Job, *, has_terminal: bool) -> str:
   status = job.process.returncode
   minutes = (time.monotonic() - job.started) / 60
-  where = "above" if has_terminal else f"in {_log_path(job.run)}"
   if status == 0:
-    _say(f"done   {job.run.name} ({minutes:.1f} min)")
-  elif status == 1:
-    _say(f"failed {job.run.name} ({minutes:.1f} min); the reason is {where}")
-  else:
-    raise UsageError(f"{job.run.name} ended with status {status}; the reason is {where}.")
+    return f"done   {job.run.name} ({minutes:.1f} min)"
+  how = f"status {status}" if status > 0 else f"killed by signal {-status}"
+  return (
+    f"failed {job.run.name} ({minutes:.1f} min, {how}); the reason is {_where(job, has_terminal)}"
+  )
+
+
+def _where(job: _Job, has_terminal: bool) -> str:
+  return "above" if has_terminal else f"in {_log_path(job.run)}"
 
 
 def _log_path(run: PlannedRun) -> Path:
@@ -156,7 +190,8 @@ def _share_cores(jobs: int) -> list[tuple[int, ...]]:
   if jobs == 1 or not hasattr(os, "sched_getaffinity"):
     return [()] * jobs
   cores = sorted(os.sched_getaffinity(0))
-  return [tuple(cores[i::jobs]) for i in range(jobs)]
+  # with more jobs than cores, several have one core each
+  return [tuple(cores[i::jobs]) or (cores[i % len(cores)],) for i in range(jobs)]
 
 
 @contextlib.contextmanager

@@ -77,8 +77,11 @@ def curves_picture(suite: Suite, done: Sequence[Record]) -> Picture | None:
     for name, color in zip(rows, colors, strict=True):
       points: dict[float, list[float]] = collections.defaultdict(list)
       for record in _of(done, name):
-        for point in record["validation"]:
-          points[round(point["epoch"], 3)].append(100 * point["accuracy"])
+        # a run that changes its weights after the last step is scored twice there: the last counts
+        for epoch, accuracy in {
+          round(p["epoch"], 3): p["accuracy"] for p in record["validation"]
+        }.items():
+          points[epoch].append(100 * accuracy)
       epochs = sorted(points)
       means = [statistics.fmean(points[epoch]) for epoch in epochs]
       axes.plot(epochs, means, color=color, label=plotting.literal(name), linewidth=1.3)

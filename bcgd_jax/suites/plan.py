@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ class PlannedRun:
     workdir: of the run.
     identity: hash of the configuration, without where it starts from.
     start: the run that trains its first phase; None where it trains that itself.
-    command: what trains the same without a suite, up to --workdir.
+    command: what trains this configuration without a suite, up to --workdir. It trains the first
+      phase itself and goes on in the stream of batches; a run that starts from another begins the
+      stream anew, with the first phase's orders and augmentations.
   """
 
   row: Row | None
@@ -37,7 +40,12 @@ class PlannedRun:
   def name(self) -> str:
     """What the run is called in messages."""
     row = "shared first phase" if self.row is None else self.row.name
-    return f"{row}, seed {self.seed}"
+    return run_name(row, self.seed)
+
+
+def run_name(row: str, seed: int) -> str:
+  """What a row's run is called."""
+  return f"{row}, seed {seed}"
 
 
 def plan_runs(suite: Suite, workdir: Path, *, overrides: Mapping[str, str]) -> list[PlannedRun]:
@@ -52,8 +60,18 @@ def plan_runs(suite: Suite, workdir: Path, *, overrides: Mapping[str, str]) -> l
     workdir: the suite's folder.
     overrides: dotted keys and values, as text, on top of every row.
   Raises:
-    UsageError: for a configuration that is not valid, before anything runs.
+    UsageError: for a configuration that is not valid, or two rows with one folder, before anything
+      runs.
   """
+  if "seed" in overrides:
+    raise UsageError(f"--set must leave seed to the suite's rows, got seed={overrides['seed']}.")
+  by_folder = {slug(row.name): row.name for row in suite.rows}
+  for row in suite.rows:
+    if by_folder[slug(row.name)] != row.name:
+      raise UsageError(
+        f"rows {row.name!r} and {by_folder[slug(row.name)]!r} would share the folder "
+        f"{slug(row.name)!r}; rename one."
+      )
   seeds = sorted({seed for row in suite.rows for seed in row.seeds})
   pairs = [(row, seed) for seed in seeds for row in suite.rows if seed in row.seeds]
   configs = [resolve(row, seed, overrides) for row, seed in pairs]
@@ -120,7 +138,7 @@ def _planned(
   command = ""
   if row is not None:
     flags = [f"--config.{key}={_text(value)}" for key, value in row.overrides.items()]
-    flags += [f"--config.{key}={value}" for key, value in overrides.items()]
+    flags += [f"--config.{key}={shlex.quote(value)}" for key, value in overrides.items()]
     flags += [f"--config.seed={seed}"]
     command = " ".join(["python -m bcgd_jax.main", f"--config={row.config}", *flags])
   return PlannedRun(

@@ -10,7 +10,7 @@ from bcgd_jax.errors import UsageError
 from bcgd_jax.report import read_json, read_metrics, write_json
 from bcgd_jax.suites.environment import ENVIRONMENT_FILE
 from bcgd_jax.suites.execute import is_finished
-from bcgd_jax.suites.plan import PlannedRun
+from bcgd_jax.suites.plan import PlannedRun, run_name
 from bcgd_jax.training.settings import FLOAT_BITS, PhaseSettings, parse_settings
 from bcgd_jax.training.workdir import RUN_FILE
 
@@ -18,22 +18,39 @@ RESULTS_FILE = "results.json"
 Record = dict[str, Any]
 
 
-def read_results(workdir: Path, runs: Iterable[PlannedRun]) -> dict[tuple[str, int], Record]:
+def read_results(
+  workdir: Path, suite: str, runs: Iterable[PlannedRun]
+) -> dict[tuple[str, int], Record]:
   """The finished runs' records by (row, seed); empty if there are none yet.
 
   Raises:
-    UsageError: if a record belongs to another configuration of its row.
+    UsageError: if the file is not one of this suite, or has a record that would be lost: of a row
+      or seed that the suite has not, or of another configuration of its row.
   """
   path = workdir / RESULTS_FILE
   if not path.exists():
     return {}
-  found = {(r["row"], r["seed"]): r for r in read_json(path)["runs"] if r["status"] == "done"}
-  for run in runs:
-    record = found.get((run.row.name, run.seed)) if run.row else None
-    if record is not None and record["identity"] != run.identity:
+  stored = read_json(path)
+  if stored.get("suite") != suite:
+    raise UsageError(
+      f"{path} must be of the suite {suite!r}, got {stored.get('suite')!r}; use another --workdir."
+    )
+  try:
+    found = {(r["row"], r["seed"]): r for r in stored["runs"] if r["status"] == "done"}
+    identities = {key: record["identity"] for key, record in found.items()}
+  except (KeyError, TypeError) as error:
+    raise UsageError(f"{path} must hold a list of records under 'runs' ({error!r}).") from error
+  planned = {(run.row.name, run.seed): run.identity for run in runs if run.row is not None}
+  for key, identity in identities.items():
+    if planned.get(key) != identity:
+      what = (
+        "with another configuration than this suite gives it"
+        if key in planned
+        else ("which this suite has not")
+      )
       raise UsageError(
-        f"{path} holds {run.name} with another configuration than this suite gives it; use "
-        "another --workdir, or the suite and overrides it was started with."
+        f"{path} holds {run_name(*key)}, {what}; use another --workdir, or the suite and overrides "
+        "it was started with."
       )
   return found
 
@@ -78,11 +95,12 @@ def write_results(
   workdir: Path, *, head: Mapping[str, Any], runs: Sequence[PlannedRun], found: Mapping[Any, Record]
 ) -> list[Record]:
   """Writes results.json, a record for every run of the suite, and returns the records."""
-  records = [
-    found.get((run.row.name, run.seed), {**_head(run), "status": "not run"})
-    for run in runs
-    if run.row is not None
-  ]
+  records = []
+  for run in runs:
+    if run.row is not None:
+      record = {**_head(run), **found.get((run.row.name, run.seed), {"status": "not run"})}
+      # records of older versions have another command for the same configuration, and no start
+      records.append({**record, "command": run.command, "starts_from": _start_name(run)})
   write_json(workdir / RESULTS_FILE, {**head, "runs": records})
   return records
 
@@ -106,7 +124,12 @@ def _head(run: PlannedRun) -> Record:
     "seed": run.seed,
     "identity": run.identity,
     "command": run.command,
+    "starts_from": _start_name(run),
   }
+
+
+def _start_name(run: PlannedRun) -> str | None:
+  return None if run.start is None else run.start.name
 
 
 def _last_epoch(

@@ -38,7 +38,9 @@ def suite_table(suite: Suite, records: Sequence[Record]) -> Table:
     own = [r for r in records if r["row"] == row.name]
     done = [r for r in own if r["status"] == "done"]
     paper = [f"{100 * row.paper:.2f}" if row.paper is not None else "-"] if has_paper else []
-    cells = _cells(done, _baseline_scores(suite, records)) if done else _empty_cells(own)
+    # the baseline is not compared with itself
+    scores = {} if row.name == suite.baseline else _baseline_scores(suite, records)
+    cells = _cells(done, scores) if done else _empty_cells(own)
     rows.append((row.name, *cells, *paper))
   return Table(title=suite.title, columns=tuple(columns), rows=tuple(rows))
 
@@ -59,7 +61,6 @@ def mean_and_deviation(values: Sequence[float], digits: int, *, signed: bool = F
 def _cells(done: Sequence[Record], baseline: Mapping[int, float]) -> list[str]:
   first = done[0]
   paired = [100 * (r["test_accuracy"] - baseline[r["seed"]]) for r in done if r["seed"] in baseline]
-  is_baseline = all(baseline.get(r["seed"]) == r["test_accuracy"] for r in done)
   return [
     f"{first['weight_bits']} / {first['activation_bits']}",
     "-" if first["rho_steps"] is None else f"{first['rho_steps']:.3g}",
@@ -67,7 +68,7 @@ def _cells(done: Sequence[Record], baseline: Mapping[int, float]) -> list[str]:
     _validation(done),
     mean_and_deviation([100 * r["test_accuracy"] for r in done], 2),
     str(len(done)),
-    "-" if is_baseline or not paired else mean_and_deviation(paired, 2, signed=True),
+    "-" if not paired else mean_and_deviation(paired, 2, signed=True),
     mean_and_deviation([r["train_loss"] for r in done], 4),
     format_bytes(first["quantized_bytes"]),
   ]

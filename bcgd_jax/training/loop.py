@@ -56,6 +56,7 @@ def train_and_evaluate(
     TrainingError: if the loss is not finite; the last good checkpoint stays.
   """
   run = open_run(config, workdir, devices=devices, hooks=hooks)
+  run.hooks.on_open()
   meta = run.store.latest()
   if meta is not None:
     run.store.discard_after(meta.step)  # what is damaged, where an older one was fallen back to

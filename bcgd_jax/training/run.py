@@ -41,10 +41,12 @@ class Hooks:
   """Calls at fixed places of a run, for tests and for tools that watch it.
 
   Attributes:
+    on_open: called once its input is checked and the folder is its own, before anything is trained.
     on_step: called with the number of steps done, after each step and before it is logged.
     on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit.
   """
 
+  on_open: Callable[[], None] = _ignore
   on_step: Callable[[int], None] = _ignore
   on_checkpoint: Callable[[str, int], None] = _ignore
 

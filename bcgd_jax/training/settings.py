@@ -248,7 +248,8 @@ def _check_phase_order(settings: RunSettings) -> None:
   """What a phase needs of those before it.
 
   A teacher, where it distils; and alpha, once in the parameters, may not disappear again: a float
-  phase has no place for it.
+  phase has no place for it. A phase that takes its result from another run trains nothing, so the
+  last one may not.
   """
   first, phase = next(iter(settings.phases.items()))
   _require(
@@ -257,6 +258,8 @@ def _check_phase_order(settings: RunSettings) -> None:
     "0 in a first phase, which has no teacher",
     phase.distill_weight,
   )
+  last, phase = list(settings.phases.items())[-1]
+  _require(not phase.start_from, f"{last}.start_from", "empty in the last phase", phase.start_from)
   seen = ""
   for name, phase in settings.phases.items():
     if seen and not phase.quantize_activations and settings.quantization.activation_bits != 32:

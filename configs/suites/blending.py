@@ -46,5 +46,7 @@ def get_suite() -> Suite:
     notes=(
       "20,000 images train, 5,000 others of the training split give the curves, the 10,000 test "
       "images are scored once, with the weights a run ends with.",
+      "The rows from scratch go through 8 epochs of batches; those of two phases go through the "
+      "first 4 of them, in the same order and with the same augmentation, twice.",
     ),
   )

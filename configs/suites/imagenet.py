@@ -35,6 +35,5 @@ def get_suite() -> Suite:
     notes=(
       "Paper: Yin et al. 2018, arXiv 1808.05240: 64.36 and 65.46 from its abstract, 62.98 from the "
       "figure in the authors' repository. Rows without a number: none could be confirmed.",
-      "The paper starts from a pre-trained float network: --set=float.start_from=DIR.",
     ),
   )

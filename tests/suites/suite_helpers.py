@@ -48,6 +48,7 @@ def record(row: str, seed: int, accuracy: float, **fields: Any) -> dict[str, Any
     "seed": seed,
     "identity": "0",
     "command": "",
+    "starts_from": None,
     "status": "done",
     "test_accuracy": accuracy,
     "test_loss": 0.3,

@@ -174,11 +174,39 @@ def test_a_run_that_fails_leaves_the_others_and_status_1(data_dir, tmp_path):
   assert "A lower learning rate" in (workdir / "runs" / "rho-0" / "seed0-log.txt").read_text()
 
 
+def test_a_folder_of_another_configuration_is_refused_before_anything_is_written(
+  finished, data_dir, tmp_path
+):
+  _, original, _ = finished
+  workdir = tmp_path / "tiny"
+  shutil.copytree(original, workdir)
+  (workdir / "results.json").unlink()
+  longer = [
+    {**row, "overrides": {**row["overrides"], "float.epochs": 2.0}} for row in (FLOAT, NO_RHO)
+  ]
+  status, _, err = run(write_suite(tmp_path, *longer), workdir, data_dir=data_dir)
+  assert status == 2
+  assert "runs/float/seed0 holds another configuration than float, seed 0 has in this suite" in err
+  assert not (workdir / "results.json").exists()
+
+
+def test_finished_folders_are_collected_where_they_were_moved_to(finished, data_dir, tmp_path):
+  suite, original, _ = finished
+  workdir = tmp_path / "moved"
+  shutil.copytree(original, workdir)
+  (workdir / "results.json").unlink()
+  status, out, err = run(suite, workdir, data_dir=data_dir)
+  assert status == 0, err
+  assert "examples/s" not in out  # nothing was trained
+  before = read_json(original / "results.json")
+  assert read_json(workdir / "results.json")["runs"] == before["runs"]
+
+
 def test_data_that_is_not_there_ends_with_the_table_and_one_line(data_dir, tmp_path):
   status, _, err = run("imagenet", tmp_path / "work", "--jobs=2", data_dir=data_dir)
   assert status == 2
   assert "Traceback" not in err
-  assert "ended with status 2; the reason is in" in err
+  assert "refused its input; the reason is in" in err
   page = (tmp_path / "work" / "results.md").read_text()
   assert "| ResNet-18 1W4A BCGD | - | - | - | - | not run | 0 | - | - | - | 64.36 |" in page
 

@@ -127,6 +127,21 @@ def test_bad_rows_are_refused_before_anything_runs(row, words):
     plan(row)
 
 
+def test_rows_that_would_share_a_folder_are_refused():
+  with pytest.raises(UsageError, match=r"rows '\+ x' and 'X' would share the folder 'x'; rename"):
+    plan(Row(name="+ x", config=CONFIG), Row(name="X", config=CONFIG))
+
+
+def test_the_seed_is_the_rows_own():
+  with pytest.raises(UsageError, match="--set must leave seed to the suite's rows, got seed=7"):
+    plan(Row(name="a", config=CONFIG), seed="7")
+
+
+def test_commands_quote_what_the_shell_would_split():
+  _, run = plan(Row(name="a", config=CONFIG), data__manual_dir="my data")
+  assert "--config.data.manual_dir=my data" in shlex.split(run.command)
+
+
 def test_bad_suites_are_refused(tmp_path):
   with pytest.raises(UsageError, match="distinct names"):
     suite_of(Row(name="a", config=CONFIG), Row(name="a", config=CONFIG))

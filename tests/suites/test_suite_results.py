@@ -58,6 +58,12 @@ def test_means_deviations_and_paired_differences():
   assert found["Paper, %"] == "64.36"
 
 
+def test_only_the_baseline_itself_has_no_difference():
+  tied = [record("float", 0, 0.9, **FLOAT), record("rho = 0", 0, 0.9)]
+  row = next(row for row in suite_table(SUITE, tied).rows if row[0] == "rho = 0")
+  assert "+0.00" in row
+
+
 def test_one_seed_has_no_deviation_and_the_baseline_no_difference():
   assert cells("rho = 0")["Test, %"] == "87.00"
   assert cells("rho = 0")["Against float"] == "-3.00"
@@ -89,6 +95,13 @@ def test_figures_say_what_they_show_and_are_repeatable():
   assert other["bars.png"].png != pictures["bars.png"].png
 
 
+def test_a_curve_ends_with_what_the_run_ends_with():
+  # scored at the last step, and again after batch norm was estimated anew
+  points = [{"phase": "quantized", "epoch": 2.0, "accuracy": a} for a in (0.5, 0.9)]
+  (curves, _) = suite_pictures(SUITE, [record("BCGD", 0, 0.9, validation=points)])
+  assert curves.alt.endswith("BCGD ends at 90.00 %.")
+
+
 def test_no_figure_without_a_finished_run():
   assert suite_pictures(SUITE, RECORDS[-2:]) == []
 
@@ -106,6 +119,32 @@ def test_the_page_holds_table_notes_command_and_pictures(tmp_path):
     assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_says_which_rows_start_from_another_training(tmp_path):
+  def started(row, accuracies, **fields):
+    points = [{"phase": "float", "epoch": 1.0 + i, "accuracy": a} for i, a in enumerate(accuracies)]
+    return record(row, 0, 0.9, validation=points, **fields)
+
+  first = started("float", (0.7, 0.8), epochs={"float": 2.0}, **FLOAT)
+  same = started("BCGD", (0.7, 0.8), starts_from="float, seed 0")
+  other = started("rho = 0", (0.7, 0.81), starts_from="float, seed 0")
+  publish(SUITE, tmp_path, [first, same], command="x")
+  assert "trained 2 times" not in (tmp_path / "results.md").read_text()
+  publish(SUITE, tmp_path, [first, other, same], command="x")
+  assert (
+    "- The phase float, seed 0 that rows start from was trained 2 times. Not from the training "
+    'that "float" and most others start from: "rho = 0".\n'
+  ) in (tmp_path / "results.md").read_text()
+
+
+def test_the_page_says_where_a_run_was_resumed(tmp_path):
+  here = RECORDS[0]["environment"]
+  moved = record("BCGD", 0, 0.9, environment={**here, "resumed_in": [{**here, "device": "GPU Y"}]})
+  publish(SUITE, tmp_path, [moved], command="x")
+  page = (tmp_path / "results.md").read_text()
+  assert "- 1 run: commit abc, 1 x CPU X, 1 CPU cores a run, Python 3.11.7, jax 0.10.2" in page
+  assert "; resumed: commit abc, 1 x GPU Y, 1 CPU cores a run," in page
+
+
 def planned(tmp_path):
   return plan_runs(SUITE, tmp_path, overrides={})
 
@@ -117,7 +156,10 @@ def test_finished_rows_are_read_back_and_not_missing(tmp_path):
   records = write_results(tmp_path, head={"suite": "s"}, runs=runs, found=found)
   assert [r["status"] for r in records].count("done") == 1
   assert len(records) == 7
-  assert read_results(tmp_path, runs) == found
+  assert read_results(tmp_path, "s", runs) == {
+    key: {**value, "starts_from": "float, seed 0", "command": first.command}
+    for key, value in found.items()
+  }
   todo = missing(runs, found)
   assert first not in todo
   assert len(todo) == 6
@@ -137,17 +179,37 @@ def test_only_a_start_that_something_waits_for_is_missing(tmp_path):
 def test_records_of_another_configuration_are_refused(tmp_path):
   runs = planned(tmp_path)
   found = {("BCGD", 0): record("BCGD", 0, 0.9, identity="other")}
-  write_results(tmp_path, head={}, runs=runs, found=found)
-  with pytest.raises(UsageError, match="holds BCGD, seed 0 with another configuration"):
-    read_results(tmp_path, runs)
+  write_results(tmp_path, head={"suite": "s"}, runs=runs, found=found)
+  with pytest.raises(UsageError, match="holds BCGD, seed 0, with another configuration"):
+    read_results(tmp_path, "s", runs)
+
+
+@pytest.mark.parametrize(
+  ("stored", "words"),
+  [
+    ({"suite": "other", "runs": []}, "must be of the suite 's', got 'other'"),
+    ({}, "must be of the suite 's', got None"),
+    ({"suite": "s"}, r"must hold a list of records under 'runs' \(KeyError\('runs'\)\)"),
+    ({"suite": "s", "runs": 3}, "must hold a list of records under 'runs'"),
+    ({"suite": "s", "runs": [{}]}, "must hold a list of records under 'runs'"),
+    ({"suite": "s", "runs": [record("gone", 0, 0.9)]}, "holds gone, seed 0, which this suite has"),
+    ({"suite": "s", "runs": [record("rho = 0", 5, 0.9)]}, "holds rho = 0, seed 5, which this"),
+  ],
+)
+def test_a_file_that_would_be_lost_is_refused(tmp_path, stored, words):
+  write_json(tmp_path / "results.json", stored)
+  before = (tmp_path / "results.json").read_bytes()
+  with pytest.raises(UsageError, match=words):
+    read_results(tmp_path, "s", planned(tmp_path))
+  assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_failed_runs_are_tried_again(tmp_path):
   runs = planned(tmp_path)
   write_results(
     tmp_path,
-    head={},
+    head={"suite": "s"},
     runs=runs,
     found={("failed", 0): {"row": "failed", "seed": 0, "status": "failed"}},
   )
-  assert read_results(tmp_path, runs) == {}
+  assert read_results(tmp_path, "s", runs) == {}

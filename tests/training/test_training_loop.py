@@ -102,6 +102,7 @@ def test_start_from_another_network_is_refused(tmp_path):
   config["float"] |= {"epochs": 0.25, "ema_decay": 0.0}
   train_and_evaluate(config, tmp_path / "first", devices=jax.devices()[:1])
   other = config | {"model": config["model"] | {"name": "resnet14"}}
+  other["phases"] = ("float", "quantized")
   other["float"] = config["float"] | {"start_from": str(tmp_path / "first")}
   with pytest.raises(UsageError, match=r"phases/float must hold weights of this run's network"):
     train_and_evaluate(other, tmp_path / "second", devices=jax.devices()[:1])

@@ -38,6 +38,10 @@ BAD = {
     {"float__distill_weight": 0.5},
     r"config\.float\.distill_weight must be 0 in a first phase, which has no teacher, got 0\.5",
   ),
+  "trains_nothing": (
+    {"quantized__start_from": "runs/a"},
+    r"config\.quantized\.start_from must be empty in the last phase, got 'runs/a'",
+  ),
   "decay": ({"float__decay_epochs": (80.0, 20.0)}, r"float\.decay_epochs must be .* increasing"),
   "checkpoint": ({"checkpoint_every_steps": 75}, r"checkpoint_every_steps .* got 75"),
   "selection": ({"selection": "best_validation"}, r"data\.validation_examples must be > 0"),
