@@ -3,7 +3,7 @@
 20,000 images, 6 epochs float and 6 quantized. The base is the paper's recipe shortened: step
 schedule with drops after 40 and 70 % of the epochs, momentum 0.95, alpha from the table, one scale
 a tensor.
-Cost: about 340 epochs of 16 s on two CPU cores (--jobs=2).
+Cost: 336 epochs of 42 s a CPU core: 2 hours on two (--jobs=2).
 """
 
 from bcgd_jax.suites import Row, Suite
