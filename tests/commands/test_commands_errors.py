@@ -4,6 +4,8 @@ import gzip
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,24 @@ def test_folder_with_other_files_is_left_alone(data_dir, tmp_path):
   done = run_command("main", *TINY, f"--workdir={tmp_path}", data_dir=data_dir)
   assert_refused(done, str(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ("", "the same command goes on where this one stopped"),
+    (", interrupted='nothing was written'", "nothing was written"),
+  ],
+)
+def test_an_interrupted_command_says_what_is_left(arguments, words):
+  script = f"""
+from bcgd_jax.command import run_command
+
+def main():
+  raise KeyboardInterrupt
+
+run_command(main{arguments})
+"""
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+  assert done.returncode == 130
+  assert done.stderr == f"error: interrupted; {words}.\n"
