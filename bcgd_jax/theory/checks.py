@@ -307,7 +307,7 @@ def _check_blending(evidence: experiments.Evidence) -> tuple[Check, ...]:
         value=100 * _largest([evidence.rising_shares[name][enough]]),
         limit=0,
         unit="% of steps",
-        over=f"{_count(int(enough.sum()), 'rho')}, {_steps(run)} each",
+        over=f"{_count(int(enough.sum()), 'rho')}, {run.moved.size:,} steps each",
       )
     )
   return tuple(checks)
