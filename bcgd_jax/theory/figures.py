@@ -180,7 +180,7 @@ def _average_stretches(values: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def _draw_guarantee(axes: Axes, evidence: experiments.Evidence) -> None:
-  lowest = 1e-8
+  lowest, goes_up = 1e-8, False
   for name, run in evidence.blended.items():
     color, marker = _QUANTIZER_STYLES[name]
     drops = -np.diff(run.losses, axis=1) / run.losses[:, :-1]
@@ -189,8 +189,13 @@ def _draw_guarantee(axes: Axes, evidence: experiments.Evidence) -> None:
     order = np.argsort(promised, axis=None)
     levels = np.concatenate([np.geomspace(lowest, 1e-3, 50), np.geomspace(1e-3, 1, 120)])
     ranks = np.searchsorted(promised.flat[order], levels)
-    worst = np.argsort(run.excess, axis=None)[-20:]
-    chosen = np.union1d(order[np.unique(ranks[ranks < order.size])], worst)
+    even = order[np.unique(ranks[ranks < order.size])]
+    # below the lowest level rounding decides; what breaks the inequality is shown wherever it lies
+    ratios = np.where(promised > lowest, drops / np.maximum(promised, lowest), math.inf)
+    closest = np.argsort(ratios, axis=None)[:20]
+    broken = np.argsort(run.excess, axis=None)[::-1][: min(run.num_violations(), 200)]
+    chosen = np.union1d(even, np.union1d(closest, broken))
+    goes_up = goes_up or bool((drops.flat[chosen] <= 0).any())
     is_binary = name == "binary"
     axes.plot(
       promised.flat[chosen],
@@ -204,8 +209,10 @@ def _draw_guarantee(axes: Axes, evidence: experiments.Evidence) -> None:
       label=name,
     )
   axes.set_xscale("log")
-  # a step that raises the loss has a negative drop
-  axes.set_yscale("symlog", linthresh=lowest)
+  if goes_up:  # a step that raises the loss has a negative drop
+    axes.set_yscale("symlog", linthresh=lowest)
+  else:
+    axes.set_yscale("log")
   axes.plot((lowest, 1), (lowest, 1), color=GREY, linewidth=0.8)
   axes.set_title("Steps with blending")
   axes.set_xlabel("guaranteed drop, over the loss")
