@@ -40,9 +40,9 @@ def main() -> None:
   runs = plan_runs(suite, workdir, overrides=_overrides(_SET.value))
   with locked(make_folder(_WORKDIR.value, flag="--workdir")) as lock:
     found = read_results(workdir, suite.name, runs)
-    check_folders(run for run in runs if run.row is None or (run.row.name, run.seed) not in found)
-    records = _write(suite, workdir, runs, found)
     todo = missing(runs, found)
+    check_folders(todo)
+    records = _write(suite, workdir, runs, found)
     print(f"{suite.name}: {len(todo)} runs to train, {len(found)} done.")
     if _PLAN.value:
       for run in todo:

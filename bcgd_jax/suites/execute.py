@@ -58,7 +58,8 @@ def execute(
   """Trains every run, saying what starts and ends; one that starts from another waits for it.
 
   With one job a run has the terminal; with several, each has its share of the CPU cores, takes a
-  GPU's memory as it needs it, and writes to a log beside its folder.
+  GPU's memory as it needs it, and writes to a log beside its folder. A run that fails or is killed
+  leaves the others alone.
 
   Args:
     runs: what is missing, in the order to start; one whose start is neither here nor finished on
@@ -66,8 +67,6 @@ def execute(
     jobs: runs at a time.
     lock: of `locked`; inherited by the runs.
     on_end: called with each run that ended and its exit status.
-  A run that fails, or is killed, leaves the others alone.
-
   Raises:
     UsageError: if a run refused its input; the others in progress are stopped, and go on next time.
   """
@@ -107,12 +106,11 @@ def is_finished(run: PlannedRun) -> bool:
 
 
 def check_folders(runs: Iterable[PlannedRun]) -> None:
-  """Raises if a folder that a run would go on in, or start from, has another configuration.
-
-  Where a run starts from does not count: the suite's folder may have been moved.
+  """Looks at the folders that runs would go on in, be collected from or start from.
 
   Raises:
-    UsageError: naming the run and its folder.
+    UsageError: if one has another configuration than its run. Where a run starts from does not
+      count: the suite's folder may have been moved.
   """
   folders = {r.workdir: r for pair in runs for r in (pair, pair.start) if r is not None}
   for run in folders.values():

@@ -46,7 +46,7 @@ def read_results(
       what = (
         "with another configuration than this suite gives it"
         if key in planned
-        else ("which this suite has not")
+        else "which this suite has not"
       )
       raise UsageError(
         f"{path} holds {run_name(*key)}, {what}; use another --workdir, or the suite and overrides "
