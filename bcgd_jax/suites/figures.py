@@ -145,7 +145,7 @@ def blending_picture(suite: Suite, done: Sequence[Record]) -> Picture | None:
     ticks = sorted({round(own[0]["rho_steps"], 2) for g in groups.values() for own in g.values()})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("rho x steps (0 is BinaryConnect; the paper's 200 CIFAR epochs: 0.78)")
+    axes.set_xlabel("rho x steps (0 is BinaryConnect; the authors' 200 CIFAR epochs: 0.78)")
     axes.set_ylabel("test accuracy, %")
     axes.grid(axis="y")
     axes.set_title("With and without blending")

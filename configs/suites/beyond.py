@@ -1,8 +1,8 @@
 """What a modern recipe adds to BCGD at 1W4A, one factor at a time: ResNet-8 on Fashion-MNIST.
 
-20,000 images, 6 epochs float and 6 quantized. The base is the paper's recipe shortened: step
-schedule with drops after 40 and 70 % of the epochs, momentum 0.95, alpha from the table, one scale
-a tensor.
+20,000 images, 6 epochs float and 6 quantized. The base is the recipe of the authors' script
+shortened: step schedule with drops after 40 and 70 % of the epochs, momentum 0.95, alpha from the
+table, one scale a tensor.
 Cost: 336 epochs of 42 s a CPU core: 2 hours on two (--jobs=2).
 """
 
@@ -93,8 +93,9 @@ def get_suite() -> Suite:
     notes=(
       "20,000 images train, 5,000 others of the training split give the curves and the validation "
       "column, by which recipes are compared; the 10,000 test images are scored once a run.",
-      'A row that begins with "+" is the paper\'s recipe with these changes. The float rows of 12 '
-      "and 18 epochs are those to compare the rows of as many with.",
+      "The paper's recipe is that of the authors' script, shortened; a row that begins with \"+\" "
+      "is this recipe with these changes. The float rows of 12 and 18 epochs are those to compare "
+      "the rows of as many with.",
       'The rows with momentum 0.9 and with warm-up were added after "+ both + twice the quantized '
       'epochs" had failed on seed 2. Warm-up is one epoch, from 0.',
       "Distillation weighs 0.9, at temperature 4 in the first row that has it and 1 in the others. "
