@@ -23,9 +23,10 @@ def get_phase() -> ml_collections.ConfigDict:
   phase.schedule = "step"  # "step" | "cosine" | "constant"
   phase.decay_epochs = (80.0, 140.0)  # "step": times decay_factor at each of these epochs
   phase.decay_factor = 0.1
-  phase.warmup_epochs = 0.0  # linear from 0; "cosine" only
+  phase.warmup_epochs = 0.0  # linear from 0; not with "constant"
   phase.momentum = 0.95
   phase.weight_decay = 1e-4
+  phase.decayed = "all"  # "all" (the original: biases, batch norm and alpha too) | "kernels"
   # Blending: w_f <- (1 - rho) w_f + rho Q(w_f) before the step; 0 is BinaryConnect. Used where
   # quantize_weights is on.
   phase.rho = 1e-5
@@ -76,13 +77,22 @@ def get_config() -> ml_collections.ConfigDict:
   config.quantization.calibration_batches = 2
 
   config.data = ml_collections.ConfigDict()
-  config.data.dataset = "digits"  # "digits" | "idx" | "cifar10" | "mnist" | "fashion_mnist"
+  # "digits" | "idx" | "cifar10" | "mnist" | "fashion_mnist" | "imagenet2012" | "image_folder"
+  config.data.dataset = "digits"
   config.data.data_dir = ""  # prepared TFDS data; "" is TFDS's own default
-  config.data.manual_dir = ""  # "idx": the folder of MNIST-format files
+  # "idx": the folder of MNIST-format files; "image_folder": the one with train/ and validation/
+  config.data.manual_dir = ""
   config.data.validation_examples = 0  # cut from the training split; 0 only with selection="last"
   config.data.train_examples = config_dict.placeholder(int)  # first n after the cut; None is all
   config.data.batch_size = 128  # over all devices and processes
   config.data.eval_batch_size = 500
+  # "imagenet2012" and "image_folder" alone: the side of the square images a network sees. Training
+  # crops a random part of at least min_crop_area and resizes it; evaluation resizes the short side
+  # to eval_resize (None: image_size * 256 / 224) and crops the centre.
+  config.data.image_size = config_dict.placeholder(int)
+  config.data.eval_resize = config_dict.placeholder(int)
+  config.data.min_crop_area = 0.08
+  config.data.max_bad_fraction = 1e-4  # images that cannot be decoded, above which a run stops
   config.data.pad = 4  # random crop after padding each side by this many pixels
   config.data.flip = True  # random horizontal flip
   config.data.mean = (0.5,)  # of pixels in [0, 1]: one value, or one a channel

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.eval_batch_size = 256
   config.data.mean = (0.485, 0.456, 0.406)
   config.data.std = (0.229, 0.224, 0.225)
+  config.data.image_size = 224
   config.data.pad = 0
   config.float.epochs = 90.0
   config.float.decay_epochs = (30.0, 60.0)

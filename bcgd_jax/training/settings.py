@@ -12,6 +12,7 @@ from bcgd_jax.errors import UsageError
 
 FLOAT_BITS = 32
 _BITS = (*range(1, 9), FLOAT_BITS)
+_PLACES = ("data_dir", "num_workers")  # of config.data
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,10 @@ class DataSettings:
   train_examples: int | None
   batch_size: int
   eval_batch_size: int
+  image_size: int | None
+  eval_resize: int | None
+  min_crop_area: float
+  max_bad_fraction: float
   pad: int
   flip: bool
   mean: tuple[float, ...]
@@ -76,8 +81,16 @@ class DataSettings:
       _require(getattr(self, key) >= 1, f"{prefix}{key}", ">= 1", getattr(self, key))
     for key in ("validation_examples", "pad", "num_workers"):
       _require(getattr(self, key) >= 0, f"{prefix}{key}", ">= 0", getattr(self, key))
-    if self.train_examples is not None:
-      _require(self.train_examples >= 1, f"{prefix}train_examples", ">= 1", self.train_examples)
+    for key in ("train_examples", "image_size", "eval_resize"):
+      value = getattr(self, key)
+      _require(value is None or value >= 1, f"{prefix}{key}", ">= 1, or None", value)
+    _require(0 < self.min_crop_area <= 1, f"{prefix}min_crop_area", "in (0, 1]", self.min_crop_area)
+    _require(
+      0 <= self.max_bad_fraction < 1,
+      f"{prefix}max_bad_fraction",
+      "in [0, 1)",
+      self.max_bad_fraction,
+    )
     _require(len(self.mean) >= 1, f"{prefix}mean", "one value, or one a channel", self.mean)
     _require(
       len(self.std) == len(self.mean) and min(self.std) > 0,
@@ -103,6 +116,7 @@ class PhaseSettings:
   warmup_epochs: float
   momentum: float
   weight_decay: float
+  decayed: Literal["all", "kernels"]
   rho: float
   rho_growth: float
   rho_maximum: float
@@ -144,9 +158,9 @@ class PhaseSettings:
       self.recalibrate_batches,
     )
     _require(
-      self.warmup_epochs == 0 or (self.schedule == "cosine" and self.warmup_epochs < self.epochs),
+      self.warmup_epochs == 0 or (self.schedule != "constant" and self.warmup_epochs < self.epochs),
       f"{prefix}warmup_epochs",
-      '0, or below epochs with schedule="cosine"',
+      'below epochs, and 0 with schedule="constant"',
       self.warmup_epochs,
     )
     _require(
@@ -239,9 +253,18 @@ def to_json(config: Mapping[str, Any]) -> str:
   return json.dumps(config, indent=2, sort_keys=True, default=_to_plain) + "\n"
 
 
+def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The configuration without the keys that may differ from one start of a run to the next.
+
+  Where prepared data lies and how many processes read it change no batch.
+  """
+  data = {key: value for key, value in config["data"].items() if key not in _PLACES}
+  return {**config, "data": data}
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
-  """SHA-256 of `to_json(config)`, hexadecimal."""
-  return hashlib.sha256(to_json(config).encode()).hexdigest()
+  """SHA-256 of `to_json(without_places(config))`, hexadecimal: the identity of a run."""
+  return hashlib.sha256(to_json(without_places(config)).encode()).hexdigest()
 
 
 def _check_phase_order(settings: RunSettings) -> None:
