@@ -15,6 +15,7 @@ import numpy as np
 from bcgd_jax.data import DataOptions, Dataset, eval_batches, load_dataset
 from bcgd_jax.errors import UsageError
 from bcgd_jax.training.checkpoint import CheckpointStore
+from bcgd_jax.training.distributed import check_processes, on_primary
 from bcgd_jax.training.evaluation import Score, score
 from bcgd_jax.training.parallel import Parallel
 from bcgd_jax.training.recipe import Phase, enter_phase, make_phases
@@ -36,6 +37,11 @@ def _ignore(*_: Any) -> None:
   """The hook that does nothing."""
 
 
+def _never(step: int) -> bool:
+  del step
+  return False
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
   """Calls at fixed places of a run, for tests and for tools that watch it.
@@ -43,12 +49,18 @@ class Hooks:
   Attributes:
     on_open: called once its input is checked and the folder is its own, before anything is trained.
     on_step: called with the number of steps done, after each step and before it is logged.
-    on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit.
+    on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit, from the
+      thread that writes it.
+    should_stop: called with the number of steps done after each step; where it returns True, on all
+      processes at the same step, the run saves and raises PreemptedError.
+    slow: a context around whatever takes long without a step: compilation, saving, evaluation.
   """
 
   on_open: Callable[[], None] = _ignore
   on_step: Callable[[int], None] = _ignore
   on_checkpoint: Callable[[str, int], None] = _ignore
+  should_stop: Callable[[int], bool] = _never
+  slow: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +87,6 @@ def open_run(
 ) -> Run:
   """Checks everything that can be checked before compilation, and reads the dataset."""
   settings = parse_settings(config)
-  if jax.process_count() > 1:
-    raise UsageError(
-      f"this loop must run in one process, got {jax.process_count()}; the mapped steps of "
-      "bcgd_jax.training.parallel work over several."
-    )
   parallel = Parallel(settings.parallel, tuple(devices or jax.devices()))
   data = settings.data
   for phase in settings.phases.values():
@@ -101,9 +108,10 @@ def open_run(
     image_shape=info.image_shape,
     num_examples=len(dataset.train),
   )
-  open_workdir(workdir, config)
+  on_primary(lambda: open_workdir(workdir, config), what=f"opening {workdir}")
   hooks = hooks or Hooks()
   hash_ = config_hash(config)
+  check_processes(workdir, config_hash=hash_)
   store = CheckpointStore(
     workdir / CHECKPOINTS_FOLDER,
     config_hash=hash_,

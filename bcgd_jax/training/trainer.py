@@ -13,7 +13,7 @@ import numpy as np
 
 from bcgd_jax.errors import TrainingError
 from bcgd_jax.training.evaluation import Score
-from bcgd_jax.training.metrics import MetricsWriter
+from bcgd_jax.training.metrics import MetricsSink
 from bcgd_jax.training.recipe import Phase
 from bcgd_jax.training.run import Run, load_teacher, map_eval_step, score_split
 from bcgd_jax.training.state import TrainState, eval_variables
@@ -21,11 +21,15 @@ from bcgd_jax.training.steps import train_step
 
 PyTree = Any
 
+# Steps handed to the devices before the first of them has ended: enough to keep them busy, few
+# enough that a step which never ends is noticed.
+_MAX_STEPS_AHEAD = 4
+
 
 class Trainer:
   """Steps of one phase, with the metrics since the last log."""
 
-  def __init__(self, run: Run, phase: Phase, writer: MetricsWriter) -> None:
+  def __init__(self, run: Run, phase: Phase, writer: MetricsSink) -> None:
     self._run, self._phase, self._writer = run, phase, writer
     options = phase.options
     self._train = run.parallel.map_step(
@@ -34,7 +38,7 @@ class Trainer:
     self._teacher = run.parallel.replicate(load_teacher(run, phase))
     self._eval = map_eval_step(run, phase)
     self.eval_steps = _eval_steps(phase, run.settings.eval_every_epochs)
-    self._window: list[dict[str, jax.Array]] = []
+    self._window: list[dict[str, Any]] = []
     self._compiled = False
     self._timed_steps = 0
     self._clock = time.perf_counter()
@@ -48,15 +52,27 @@ class Trainer:
     self._clock += time.perf_counter() - start
 
   def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> TrainState:
-    state, metrics = self._train(state, self._teacher, self._run.parallel.place_batch(batch))
-    self._window.append(metrics)
+    placed = self._run.parallel.place_batch(batch)
     if self._compiled:
+      state, metrics = self._train(state, self._teacher, placed)
       self._timed_steps += 1
     else:
-      jax.block_until_ready(metrics)
+      with self._run.hooks.slow():
+        state, metrics = jax.block_until_ready(self._train(state, self._teacher, placed))
       self._compiled = True
       self._clock = time.perf_counter()
+    self._window.append(metrics)
+    if len(self._window) > _MAX_STEPS_AHEAD:
+      jax.block_until_ready(self._window[-1 - _MAX_STEPS_AHEAD])
     return state
+
+  def window(self) -> list[dict[str, float]]:
+    """The metrics of the steps since the last log, which a checkpoint between logs has to keep."""
+    return [{k: float(v) for k, v in metrics.items()} for metrics in jax.device_get(self._window)]
+
+  def restore_window(self, window: list[dict[str, float]]) -> None:
+    """Goes on from what `window` returned; the metrics are float32, so nothing is lost."""
+    self._window = [{k: np.float32(v) for k, v in metrics.items()} for metrics in window]
 
   def log(self, step: int, state: TrainState) -> dict[str, float]:
     """Writes the means since the last log; raises TrainingError where one is not finite."""
@@ -86,7 +102,7 @@ class Trainer:
       return best
     phase = self._phase
     variables = eval_variables(state, phase.float_params)
-    with self.untimed():
+    with self.untimed(), self._run.hooks.slow():
       found = score_split(self._run, self._eval, variables, "validation")
     self._writer.write(validation_record(phase, step, found))
     if best is None or np.float32(found.accuracy) <= np.asarray(best["accuracy"]):
