@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-import bcgd_jax
 from bcgd_jax.errors import UsageError
 
 HEARTBEAT_SECONDS = 30
@@ -206,7 +205,7 @@ def _versions() -> dict[str, str]:
 
 
 def _code_digest() -> str:
-  folder = Path(bcgd_jax.__file__).parent
+  folder = Path(__file__).parent.parent  # the package
   digest = hashlib.sha256()
   for path in sorted(folder.rglob("*.py")):
     digest.update(path.relative_to(folder).as_posix().encode())
