@@ -17,6 +17,7 @@ TRAIN = [
   "orbax-checkpoint>=0.12.8",
   "pillow>=11.0",
   "rich>=13.0",
+  "safetensors>=0.5",
   "scikit-learn>=1.5",  # ships the digits images
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.10",
@@ -27,6 +28,7 @@ TEST = [
   "pytest>=8.0",
   "pytest-xdist>=3.6",
   "ruff>=0.14",
+  "torch>=2.6",  # the reference for imported weights
 ]
 
 setup(
