@@ -125,9 +125,7 @@ def time_pipelines(
   ]
 
 
-def summarize(
-  name: str, measured: Mapping[str, Sequence[Measurement]], *, num_images: int
-) -> Row:
+def summarize(name: str, measured: Mapping[str, Sequence[Measurement]], *, num_images: int) -> Row:
   """The figures of one pipeline; None where it, or what it is compared with, was not measured.
 
   A core is a second of CPU time a second: images_per_second_per_core = images / CPU seconds, all
@@ -144,16 +142,15 @@ def summarize(
   row: Row = {
     "images_per_second": None,
     "images_per_second_per_core": None,
-    "images_per_second_per_core_quartiles": None,
+    "images_per_second_per_core_range": None,
     "cores": None,
   }
   if own:
     per_core = [num_images / seconds for seconds in cpu[name]]
-    low, middle, high = paired_ratios(per_core, [1.0] * len(per_core))
     row = {
       "images_per_second": statistics.median(num_images / m.seconds for m in own),
-      "images_per_second_per_core": middle,
-      "images_per_second_per_core_quartiles": [low, high],
+      "images_per_second_per_core": statistics.median(per_core),
+      "images_per_second_per_core_range": [min(per_core), max(per_core)],
       "cores": statistics.median(m.cpu_seconds / m.seconds for m in own),
     }
   for opponent in ("pytorch", "tf_data"):

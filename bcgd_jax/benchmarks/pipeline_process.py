@@ -1,6 +1,5 @@
 """An input pipeline in a process of its own, which hands out batches when told to."""
 
-import contextlib
 import dataclasses
 import itertools
 import multiprocessing
@@ -14,7 +13,7 @@ from typing import Any
 import psutil
 
 from bcgd_jax.benchmarks import opponents
-from bcgd_jax.data import DataOptions, load_dataset, train_batches
+from bcgd_jax.data import BatchIterator, DataOptions, load_dataset, train_batches
 from bcgd_jax.errors import TrainingError
 
 _CLOSE_SECONDS = 20.0
@@ -135,9 +134,10 @@ def _serve(connection: Connection, name: str, options: PipelineOptions) -> None:
     )
     next(batches)
     connection.send(None)
-    with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
-      while _is_wanted(connection):
-        connection.send(_measure(batches, options))
+    while _is_wanted(connection):
+      connection.send(_measure(batches, options))
+    if isinstance(batches, BatchIterator):
+      batches.close()
   except Exception as error:  # noqa: BLE001 (whatever a library raises is told to the parent)
     connection.send(f"{type(error).__name__}: {error}")
 

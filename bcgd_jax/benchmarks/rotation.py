@@ -27,7 +27,9 @@ def time_in_rotation(
   return seconds
 
 
-def paired_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+def paired_ratios(
+  seconds: Sequence[float], baseline: Sequence[float]
+) -> tuple[float, float, float]:
   """Lower quartile, median and upper quartile of seconds / baseline, round by round.
 
   A ratio within a round compares two neighbours in time; the ratio of two medians would not.
