@@ -16,7 +16,9 @@ TRAIN = [
   "ml_collections>=1.1.0",
   "orbax-checkpoint>=0.12.8",
   "pillow>=11.0",
+  "psutil>=6.0",  # the CPU time of an input pipeline's processes
   "rich>=13.0",
+  "safetensors>=0.5",
   "scikit-learn>=1.5",  # ships the digits images
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.10",
@@ -27,6 +29,7 @@ TEST = [
   "pytest>=8.0",
   "pytest-xdist>=3.6",
   "ruff>=0.14",
+  "torch>=2.6",  # the reference for imported weights
 ]
 
 setup(
@@ -45,5 +48,7 @@ setup(
     "test": TRAIN + TEST,
     # Only for datasets whose preparation by TFDS itself runs TensorFlow (CIFAR-10, MNIST...).
     "tfds": ["tensorflow>=2.18"],
+    # What bcgd_jax.benchmarks compares with, and the photographs it makes its images of.
+    "bench": ["scikit-image>=0.24", "tensorflow>=2.18", "torch>=2.6"],
   },
 )

@@ -26,6 +26,17 @@ ALLOWED = {
   "training": {"errors", "numerics", "layers", "models", "optim", "data", "report"},
   "theory": {"errors", "command", "numerics", "optim", "report"},
   "suites": {"errors", "command", "report", "training"},
+  "benchmarks": {
+    "errors",
+    "command",
+    "numerics",
+    "layers",
+    "models",
+    "optim",
+    "data",
+    "report",
+    "training",
+  },
 }
 ALLOWED[""] = {*ALLOWED, ""}
 FILES = sorted(PACKAGE.rglob("*.py"))
