@@ -99,7 +99,7 @@ def _run_phase(
     tree = run.store.restore(resumed.step, abstract_tree(run, phase))
     state, best = tree["state"], tree["best"]
   state, best = run.parallel.replicate((state, best))
-  trainer = Trainer(run, phase, writer)
+  trainer = Trainer(run, phase, writer, state)
 
   def save(*, complete: bool) -> None:
     seconds[phase.name] = seconds_before + time.perf_counter() - started
@@ -125,7 +125,7 @@ def _run_phase(
   bar_steps = phase.last_step - phase.first_step
   with contextlib.closing(batches), progress(bar_steps, phase.name) as bar:
     while step < phase.last_step:
-      state = trainer.step(state, next(batches))
+      state = trainer.step(state, batches)
       step += 1
       run.hooks.on_step(step)
       done = step - phase.first_step

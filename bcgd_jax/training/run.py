@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bcgd_jax.data import DataOptions, Dataset, eval_batches, load_dataset
+from bcgd_jax.data import BatchIterator, DataOptions, Dataset, eval_batches, load_dataset
 from bcgd_jax.errors import UsageError
 from bcgd_jax.training.checkpoint import CheckpointStore
 from bcgd_jax.training.evaluation import Score, score
 from bcgd_jax.training.parallel import Parallel
+from bcgd_jax.training.profiling import PROFILE_FOLDER, StepProfiler
 from bcgd_jax.training.recipe import Phase, enter_phase, make_phases
 from bcgd_jax.training.settings import RunSettings, config_hash, parse_settings
 from bcgd_jax.training.state import TrainState, eval_variables
@@ -44,11 +45,13 @@ class Hooks:
     on_open: called once its input is checked and the folder is its own, before anything is trained.
     on_step: called with the number of steps done, after each step and before it is logged.
     on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit.
+    profiler: told of each step before and after it is taken.
   """
 
   on_open: Callable[[], None] = _ignore
   on_step: Callable[[int], None] = _ignore
   on_checkpoint: Callable[[str, int], None] = _ignore
+  profiler: StepProfiler = StepProfiler(Path(PROFILE_FOLDER), None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +104,9 @@ def open_run(
     image_shape=info.image_shape,
     num_examples=len(dataset.train),
   )
-  open_workdir(workdir, config)
   hooks = hooks or Hooks()
+  hooks.profiler.check_steps(phases[-1].last_step)
+  open_workdir(workdir, config)
   hash_ = config_hash(config)
   store = CheckpointStore(
     workdir / CHECKPOINTS_FOLDER,
@@ -212,10 +216,15 @@ def abstract_tree(run: Run, phase: Phase) -> PyTree:
 
 def score_split(run: Run, mapped: EvalStep, variables: PyTree, split: str) -> Score:
   """Scores replicated variables on "train", "validation" or "test", every example once."""
-  batches = eval_batches(
+  batches = split_batches(run, split)
+  return score(mapped, variables, batches, place_batch=run.parallel.place_batch)
+
+
+def split_batches(run: Run, split: str) -> BatchIterator:
+  """This process's part of a split's batches for scoring, not augmented, every example once."""
+  return eval_batches(
     getattr(run.dataset, split),
     batch_size=run.settings.data.eval_batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  return score(mapped, variables, batches, place_batch=run.parallel.place_batch)
