@@ -4,6 +4,10 @@ Started again on its workdir, a run continues from its last checkpoint; a finish
 With several processes each runs this command on the same shared workdir.
 """
 
+import dataclasses
+
+from absl import flags
+
 from bcgd_jax.cli import required_config, required_workdir
 from bcgd_jax.command import run_command
 from bcgd_jax.compilation_cache import enable_compilation_cache
@@ -16,12 +20,21 @@ from bcgd_jax.training.distributed import (
   leave_processes,
 )
 from bcgd_jax.training.loop import train_and_evaluate
+from bcgd_jax.training.profiling import PROFILE_FOLDER, StepProfiler, parse_profile_steps
 from bcgd_jax.training.settings import parse_settings
 from bcgd_jax.training.workdir import RUN_FILE, open_workdir
+
+_PROFILE_STEPS = flags.DEFINE_string(
+  "profile_steps",
+  None,
+  "FIRST,LAST: writes a JAX profiler trace of these steps of the run, counted from 1, to "
+  "WORKDIR/profile, for TensorBoard's profile plugin. A phase's first step compiles: leave it out.",
+)
 
 
 def main() -> None:
   config, workdir = required_config(), required_workdir()
+  profile_steps = parse_profile_steps(_PROFILE_STEPS.value)
   parse_settings(config)
   options = distributed_options()
   enable_compilation_cache()
@@ -31,8 +44,9 @@ def main() -> None:
     if is_primary():
       print(f"The run in {workdir} is finished.")
   else:
-    with watched_hooks() as hooks:
-      train_and_evaluate(config, workdir, hooks=hooks)
+    profiler = StepProfiler(workdir / PROFILE_FOLDER, profile_steps)
+    with watched_hooks() as hooks, profiler:
+      train_and_evaluate(config, workdir, hooks=dataclasses.replace(hooks, profiler=profiler))
   if is_primary():
     report = write_report(workdir)
     print_table(summary_table(read_summary(workdir)))

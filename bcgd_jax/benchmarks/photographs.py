@@ -25,8 +25,7 @@ _WIDTH = flags.DEFINE_integer("width", 500, "Mean width in pixels.")
 _HEIGHT = flags.DEFINE_integer("height", 375, "Mean height in pixels.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
 
-_COLOURED = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry")
-_COLOURED += ("retina", "rocket")
+_COLOURED = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "retina", "rocket")
 _GRAY = ("brick", "camera", "coins", "grass", "gravel", "moon")
 _SAMPLES = ("china.jpg", "flower.jpg")
 # Shares read off ImageNet's training files where known, otherwise ours.

@@ -110,8 +110,8 @@ def _run_phase(
   """Runs one phase from its start or a checkpoint of it to its saved end."""
   seconds_before, started = seconds.get(phase.name, 0.0), time.perf_counter()
   with run.hooks.slow():
-    state, best = _start_state(run, phase, resumed)
-    trainer = Trainer(run, phase, writer)
+    state, best, codes = _start_state(run, phase, resumed)
+    trainer = Trainer(run, phase, writer, state, codes)
   # whether the newest step is still to be logged, scored and saved
   owes = False
   if resumed is not None:
@@ -122,7 +122,7 @@ def _run_phase(
     seconds[phase.name] = seconds_before + time.perf_counter() - started
     run.store.save_async(
       int(state.step),
-      {"state": state, "best": best},
+      {"state": state, "best": best, "codes": trainer.codes},
       phase=phase.name,
       extra={
         "num_records": writer.num_records,
@@ -154,7 +154,7 @@ def _run_phase(
       if owes and done % run.settings.checkpoint_every_steps == 0:
         with trainer.untimed(), run.hooks.slow():
           save(complete=False)
-      state = trainer.step(state, next(batches))
+      state = trainer.step(state, batches)
       step += 1
       owes = True
       run.hooks.on_step(step)
@@ -180,18 +180,22 @@ def _run_phase(
 
 def _start_state(
   run: Run, phase: Phase, resumed: CheckpointMeta | None
-) -> tuple[TrainState, PyTree | None]:
-  """A phase's first state, or that of a checkpoint, and the best variables; on all devices."""
+) -> tuple[TrainState, PyTree | None, dict[str, jax.Array] | None]:
+  """A phase's first state, or that of a checkpoint, on all devices.
+
+  Returns:
+    The state, the best variables so far, and the codes at the last log, None for a new phase.
+  """
   if resumed is not None:
     tree = run.store.restore(resumed.step, abstract_tree(run, phase))
-    return run.parallel.replicate((tree["state"], tree["best"]))
+    return run.parallel.replicate((tree["state"], tree["best"], tree["codes"]))
   state, best = _enter(run, phase), None
   if run.settings.selection == "best_validation":
     best = as_best(eval_variables(state, phase.float_params), accuracy=-1.0)
   if jax.process_count() > 1:
     # alpha's calibration may round differently on another kind of host
     state, best = multihost_utils.broadcast_one_to_all((state, best))
-  return run.parallel.replicate((state, best))
+  return (*run.parallel.replicate((state, best)), None)
 
 
 def _finish(

@@ -68,6 +68,10 @@ class Parallel:
     sharding = NamedSharding(self.mesh, PartitionSpec(AXIS_NAME))
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
+  def compile(self, function: Callable[..., Any]) -> Any:
+    """Compiles a function of replicated trees alone: every device computes the same results."""
+    return jax.jit(function, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+
   def map_step(self, step: Callable[..., Any], *, num_replicated: int, donate: bool) -> Any:
     """Maps `step(*replicated, batch)` over devices, compiled.
 

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bcgd_jax.data import DataOptions, Dataset, eval_batches, load_dataset
+from bcgd_jax.data import BatchIterator, DataOptions, Dataset, eval_batches, load_dataset
 from bcgd_jax.errors import UsageError
 from bcgd_jax.training.checkpoint import CheckpointStore
 from bcgd_jax.training.distributed import check_processes, on_primary
 from bcgd_jax.training.evaluation import Score, score
 from bcgd_jax.training.parallel import Parallel
+from bcgd_jax.training.profiling import PROFILE_FOLDER, StepProfiler
 from bcgd_jax.training.recipe import Phase, enter_phase, make_phases
 from bcgd_jax.training.settings import RunSettings, config_hash, parse_settings
 from bcgd_jax.training.state import TrainState, eval_variables
@@ -54,6 +55,7 @@ class Hooks:
     should_stop: called with the number of steps done after each step; where it returns True, on all
       processes at the same step, the run saves and raises PreemptedError.
     slow: a context around whatever takes long without a step: compilation, saving, evaluation.
+    profiler: told of each step before and after it is taken.
   """
 
   on_open: Callable[[], None] = _ignore
@@ -61,6 +63,9 @@ class Hooks:
   on_checkpoint: Callable[[str, int], None] = _ignore
   should_stop: Callable[[int], bool] = _never
   slow: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+  profiler: StepProfiler = dataclasses.field(
+    default_factory=lambda: StepProfiler(Path(PROFILE_FOLDER), None)
+  )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +113,9 @@ def open_run(
     image_shape=info.image_shape,
     num_examples=len(dataset.train),
   )
-  on_primary(lambda: open_workdir(workdir, config), what=f"opening {workdir}")
   hooks = hooks or Hooks()
+  hooks.profiler.check_steps(phases[-1].last_step)
+  on_primary(lambda: open_workdir(workdir, config), what=f"opening {workdir}")
   hash_ = config_hash(config)
   check_processes(workdir, config_hash=hash_)
   store = CheckpointStore(
@@ -209,21 +215,35 @@ def abstract_state(run: Run, phase: Phase) -> TrainState:
 
 
 def abstract_tree(run: Run, phase: Phase) -> PyTree:
-  """Shapes and dtypes of what a checkpoint of a phase holds: {"state", "best"}."""
+  """Shapes and dtypes of what a checkpoint of a phase holds: {"state", "best", "codes"}.
+
+  "codes" are those of the quantized weights at the last log, by path.
+  """
   state = abstract_state(run, phase)
+  params = jax.eval_shape(phase.float_params, state)
+  leaves = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  codes = {path: jax.ShapeDtypeStruct(leaves[path].shape, jnp.int8) for path in phase.quantizers}
   if run.settings.selection == "last":
-    return {"state": state, "best": None}
+    return {"state": state, "best": None, "codes": codes}
   variables = jax.eval_shape(lambda s: eval_variables(s, phase.float_params), state)
   best = {"variables": variables, "accuracy": jax.ShapeDtypeStruct((), jnp.float32)}
-  return {"state": state, "best": best}
+  return {"state": state, "best": best, "codes": codes}
 
 
 def score_split(run: Run, mapped: EvalStep, variables: PyTree, split: str) -> Score:
   """Scores replicated variables on "train", "validation" or "test", every example once."""
-  batches = eval_batches(
+  batches = split_batches(run, split)
+  return score(mapped, variables, batches, place_batch=run.parallel.place_batch)
+
+
+def split_batches(run: Run, split: str) -> BatchIterator:
+  """This process's part of a split's batches for scoring, not augmented, every example once."""
+  return eval_batches(
     getattr(run.dataset, split),
     batch_size=run.settings.data.eval_batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  return score(mapped, variables, batches, place_batch=run.parallel.place_batch)

@@ -18,6 +18,7 @@ from bcgd_jax.training.recipe import Phase
 from bcgd_jax.training.run import Run, load_teacher, map_eval_step, score_split
 from bcgd_jax.training.state import TrainState, eval_variables
 from bcgd_jax.training.steps import train_step
+from bcgd_jax.training.watch import CodeWatch, DeadWatch
 
 PyTree = Any
 
@@ -29,7 +30,22 @@ _MAX_STEPS_AHEAD = 4
 class Trainer:
   """Steps of one phase, with the metrics since the last log."""
 
-  def __init__(self, run: Run, phase: Phase, writer: MetricsSink) -> None:
+  def __init__(
+    self,
+    run: Run,
+    phase: Phase,
+    writer: MetricsSink,
+    state: TrainState,
+    codes: Mapping[str, jax.Array] | None,
+  ) -> None:
+    """
+    Args:
+      run: the run.
+      phase: the phase to train.
+      writer: of the metrics.
+      state: what the phase starts or goes on from, replicated.
+      codes: those of the quantized weights at the last log, replicated; None for a new phase.
+    """
     self._run, self._phase, self._writer = run, phase, writer
     options = phase.options
     self._train = run.parallel.map_step(
@@ -38,9 +54,13 @@ class Trainer:
     self._teacher = run.parallel.replicate(load_teacher(run, phase))
     self._eval = map_eval_step(run, phase)
     self.eval_steps = _eval_steps(phase, run.settings.eval_every_epochs)
+    self._codes = CodeWatch(run.parallel, phase.quantizers, phase.float_params(state), codes)
+    self._dead = DeadWatch(run, phase)
     self._window: list[dict[str, Any]] = []
+    self._step = int(state.step)
     self._compiled = False
     self._timed_steps = 0
+    self._waited = 0.0
     self._clock = time.perf_counter()
 
   @contextlib.contextmanager
@@ -51,17 +71,35 @@ class Trainer:
     yield
     self._clock += time.perf_counter() - start
 
-  def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> TrainState:
-    placed = self._run.parallel.place_batch(batch)
+  @property
+  def codes(self) -> dict[str, jax.Array]:
+    """The codes of the quantized weights at the last log, which a checkpoint has to keep."""
+    return self._codes.codes
+
+  def step(self, state: TrainState, batches: Iterator[Mapping[str, np.ndarray]]) -> TrainState:
+    """Takes one step on the next of `batches`."""
     if self._compiled:
-      state, metrics = self._train(state, self._teacher, placed)
-      self._timed_steps += 1
-    else:
-      with self._run.hooks.slow():
-        state, metrics = jax.block_until_ready(self._train(state, self._teacher, placed))
-      self._compiled = True
-      self._clock = time.perf_counter()
+      return self._take_step(state, batches)
+    with self._run.hooks.slow():
+      state = jax.block_until_ready(self._take_step(state, batches))
+    self._compiled = True
+    self._restart_clock()
+    return state
+
+  def _take_step(
+    self, state: TrainState, batches: Iterator[Mapping[str, np.ndarray]]
+  ) -> TrainState:
+    profiler = self._run.hooks.profiler
+    self._step += 1
+    profiler.before_step(self._step, state)
+    with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
+      start = time.perf_counter()
+      batch = next(batches)
+      self._waited += time.perf_counter() - start
+      state, metrics = self._train(state, self._teacher, self._run.parallel.place_batch(batch))
     self._window.append(metrics)
+    profiler.after_step(self._step, metrics)
+    self._timed_steps += 1
     if len(self._window) > _MAX_STEPS_AHEAD:
       jax.block_until_ready(self._window[-1 - _MAX_STEPS_AHEAD])
     return state
@@ -86,22 +124,33 @@ class Trainer:
       "rho": float(self._phase.rho(local_step)),
     }
     head = {"step": step, "phase": self._phase.name}
+    changes = self._codes.update(self._phase.float_params(state))
+    if changes is not None:
+      schedules["codes_changed"] = changes.total
     self._writer.write({**head, "kind": "train", **means, **schedules, "timing": timing})
+    if changes is not None:
+      self._writer.write({**head, "kind": "codes", "changed": changes.by_path})
     alphas = _alphas(state.params)
     if alphas:
       self._writer.write({**head, "kind": "alpha", "alpha": alphas})
     self._window = []
-    self._timed_steps = 0
-    self._clock = time.perf_counter()
+    self._restart_clock()
     shown = {"loss": means["loss"], "accuracy": means["accuracy"]}
     return shown | {k: v for k, v in timing.items() if k == "examples_per_second"}
 
   def validate(self, step: int, state: TrainState, best: PyTree | None) -> PyTree | None:
-    """Scores the validation split; returns the better of `best` and the current variables."""
-    if not self._run.settings.data.validation_examples:
-      return best
+    """Measures dead activations and scores the validation split, if there is one.
+
+    Returns:
+      The better of `best` and the current variables.
+    """
     phase = self._phase
     variables = eval_variables(state, phase.float_params)
+    with self.untimed(), self._run.hooks.slow():
+      dead = self._dead.measure(variables)
+    self._writer.write({"step": step, "phase": phase.name, "kind": "dead", "dead": dead})
+    if not self._run.settings.data.validation_examples:
+      return best
     with self.untimed(), self._run.hooks.slow():
       found = score_split(self._run, self._eval, variables, "validation")
     self._writer.write(validation_record(phase, step, found))
@@ -110,12 +159,27 @@ class Trainer:
     return self._run.parallel.replicate(as_best(variables, accuracy=found.accuracy))
 
   def _timing(self) -> dict[str, float]:
-    """Speed of the steps since the last log; the one that compiled does not count."""
+    """Speed of the steps since the last log; the one that compiled does not count.
+
+    "input_wait_share" is the fraction of that time in which the loop waited for the next batch.
+    Steps are dispatched ahead of the devices, so that such a wait costs nothing while these are
+    still busy: the share bounds from above what the input costs. Near 1, steps come at the pace of
+    the input; well below 1, at that of the devices.
+    """
     if not self._timed_steps:
       return {}
-    seconds = (time.perf_counter() - self._clock) / self._timed_steps
-    batch_size = self._run.settings.data.batch_size
-    return {"examples_per_second": batch_size / seconds, "step_seconds": seconds}
+    elapsed = time.perf_counter() - self._clock
+    seconds = elapsed / self._timed_steps
+    return {
+      "examples_per_second": self._run.settings.data.batch_size / seconds,
+      "step_seconds": seconds,
+      "input_wait_share": self._waited / elapsed,
+    }
+
+  def _restart_clock(self) -> None:
+    self._timed_steps = 0
+    self._waited = 0.0
+    self._clock = time.perf_counter()
 
   def _check_finite(self, window: list[dict[str, Any]], step: int) -> None:
     for bad, metrics in enumerate(window, step - len(window) + 1):
