@@ -21,7 +21,7 @@ ALLOWED = {
   "optim": set(),
   "layers": {"numerics"},
   "models": {"numerics", "layers"},
-  "data": {"errors"},
+  "data": {"errors", "command"},
   "report": {"errors"},
   "training": {"errors", "numerics", "layers", "models", "optim", "data", "report"},
   "theory": {"errors", "command", "numerics", "optim", "report"},

@@ -146,6 +146,10 @@ def make_data_options(settings: RunSettings) -> DataOptions:
     manual_dir=data.manual_dir,
     validation_examples=data.validation_examples,
     train_examples=data.train_examples,
+    image_size=data.image_size,
+    eval_resize=data.eval_resize,
+    min_crop_area=data.min_crop_area,
+    max_bad_fraction=data.max_bad_fraction,
     pad=data.pad,
     flip=data.flip,
     batch_size=data.batch_size,
@@ -194,7 +198,11 @@ def map_eval_step(run: Run, phase: Phase) -> EvalStep:
 
 def train_images(run: Run, num_batches: int) -> Iterator[np.ndarray]:
   """The first training images, not augmented, in whole batches; the same on every process."""
-  batches = eval_batches(run.dataset.train, batch_size=run.settings.data.batch_size)
+  batches = eval_batches(
+    run.dataset.train,
+    batch_size=run.settings.data.batch_size,
+    max_bad_fraction=run.settings.data.max_bad_fraction,
+  )
   with contextlib.closing(batches):
     for batch in itertools.islice(batches, num_batches):
       yield batch["image"][batch["mask"]]
@@ -246,4 +254,6 @@ def split_batches(run: Run, split: str) -> BatchIterator:
     batch_size=run.settings.data.eval_batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    num_workers=run.settings.data.num_workers,
+    max_bad_fraction=run.settings.data.max_bad_fraction,
   )
