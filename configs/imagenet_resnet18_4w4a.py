@@ -2,7 +2,8 @@
 
 Paper: Yin et al. 2018, Blended Coarse Gradient Descent, arXiv 1808.05240.
 Recipe: epochs and learning-rate drops read off the authors' figure, the rest ours.
-Command: none yet: the ImageNet input pipeline is not part of this version; `summarize` works.
+Command: python -m bcgd_jax.main --config=configs/imagenet_resnet18_4w4a.py --workdir=runs/imagenet_resnet18_4w4a, after
+  python -m bcgd_jax.data.prepare --dataset=imagenet2012 --manual_dir=DIR (see docs/running.md).
 Cost: not run.
 Expected: a figure of the paper is not confirmed.
 """

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import multiprocessing
 import os
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -267,7 +266,10 @@ def convert_image(data: bytes, *, short_side: int | None, quality: int) -> bytes
     width, height = (max(short_side, round(side * short_side / min(size))) for side in size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
   encoded = io.BytesIO()
-  picture.save(encoded, format="JPEG", quality=quality if shrinks else 100)
+  if shrinks:
+    picture.save(encoded, format="JPEG", quality=quality)
+  else:
+    picture.save(encoded, format="JPEG", quality=100, subsampling=0)
   return encoded.getvalue()
 
 
@@ -290,29 +292,24 @@ def _write_metadata(work: Path, shards: list[Shard], expected: Expected) -> None
         name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
       )
     )
-  features = _features()
-  features["label"].names = list(expected.classes)
-  # a scratch folder first: the file that marks the dataset as prepared must come last
-  scratch = work / "metadata.tmp"
-  shutil.rmtree(scratch, ignore_errors=True)
-  scratch.mkdir()
   tfds.folder_dataset.write_metadata(
-    data_dir=scratch,
-    features=features,
+    data_dir=work,
+    features=_features(expected.classes),
     split_infos=splits,
     filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     check_data=False,
   )
-  for path in sorted(scratch.iterdir(), key=lambda path: path.name == "dataset_info.json"):
-    os.replace(path, work / path.name)
-  scratch.rmdir()
 
 
-def _features() -> Any:
+def _features(classes: tuple[str, ...] | None = None) -> Any:
+  """What a record holds; records are the same with and without the classes' names."""
+  label = tfds.features.ClassLabel(
+    names=classes, num_classes=NUM_CLASSES if classes is None else None
+  )
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(encoding_format="jpeg"),
-      "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+      "label": label,
       "file_name": tfds.features.Text(),
     }
   )
