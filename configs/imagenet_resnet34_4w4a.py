@@ -2,8 +2,8 @@
 
 Paper: Yin et al. 2018, Blended Coarse Gradient Descent, arXiv 1808.05240.
 Recipe: epochs and learning-rate drops read off the authors' figure, the rest ours.
-Command: python -m bcgd_jax.main --config=configs/imagenet_resnet34_4w4a.py --workdir=runs/imagenet_resnet34_4w4a, after
-  python -m bcgd_jax.data.prepare --dataset=imagenet2012 --manual_dir=DIR (see docs/running.md).
+Command: python -m bcgd_jax.main --config=configs/imagenet_resnet34_4w4a.py --workdir=runs/imagenet
+  after preparing the data; docs/running.md has every step.
 Cost: not run.
 Expected: a figure of the paper is not confirmed.
 """

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from bcgd_jax.data.builders import is_prepared
 from bcgd_jax.data.decoding import BadImageError, decode_rgb
@@ -235,7 +236,10 @@ def write_shard(shard: Shard, *, short_side: int | None, quality: int) -> None:
         except BadImageError as error:
           raise UsageError(f"{member.name} of {shard.archive} is damaged: {error}") from error
         example = {"image": data, "label": label, "file_name": Path(member.name).name}
-        writer.write(features.serialize_example(features.encode_example(example)))
+        serialized = features.serialize_example(features.encode_example(example))
+        # the order of a message's fields differs from process to process unless asked otherwise
+        message = tf_example_pb2.Example.FromString(serialized)
+        writer.write(message.SerializeToString(deterministic=True))
   writer.close()
   descriptor = os.open(scratch, os.O_RDONLY)
   os.fsync(descriptor)
