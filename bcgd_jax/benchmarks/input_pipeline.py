@@ -45,7 +45,8 @@ _TITLES = {
   "tf_data": "tf.data, decode_and_crop_jpeg",
   "pytorch": "PyTorch DataLoader, Pillow",
 }
-_BUFFERED_BATCHES = 4  # of a worker, at most
+# Of a worker, more than any pipeline holds: ours has 2 + 4 and the one it works on.
+_BUFFERED_BATCHES = 10
 
 _FOLDER = flags.DEFINE_string("folder", None, "An image folder; made for the run by default.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 2000, "Photographs made where no folder is given.")

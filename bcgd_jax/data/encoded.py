@@ -1,15 +1,15 @@
 """Sources of encoded images: decoded and cropped as they are read."""
 
 import dataclasses
+import functools
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from bcgd_jax.data.crops import center_crop, draw_crop, resize_crop
-from bcgd_jax.data.decoding import BadImageError, decode_rgb
+from bcgd_jax.data.decoding import BadImageError, decode_crop, decode_rgb
 from bcgd_jax.data.records import Records
 from bcgd_jax.data.sources import check_index
-from bcgd_jax.data.transforms import flip_left_right
 
 NOT_BAD = -1
 
@@ -103,20 +103,18 @@ class RandomCrop:
   def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     source, crops = self.source, self.source.crops
     position, data, label = example["position"], example["image"], example["label"]
+    draw = functools.partial(draw_crop, rng, min_area=crops.min_area)
     bad = NOT_BAD
     for _ in range(len(source)):
       try:
-        image = decode_rgb(data)
+        pixels, box = decode_crop(data, draw)
       except BadImageError:
         bad = source.record(position) if bad == NOT_BAD else bad
         position = (position + 1) % len(source)
         data, label = source.records.read(source.record(position))
         continue
-      height, width = image.shape[:2]
-      box = draw_crop(rng, width=width, height=height, min_area=crops.min_area)
-      image = resize_crop(image, box, size=crops.image_size)
-      if self.flip:
-        image = flip_left_right(image, rng)
+      flip = self.flip and rng.random() < 0.5
+      image = resize_crop(pixels, box, size=crops.image_size, flip=flip)
       return {"image": image, "label": label, "bad": bad}
     # none can be decoded; the batch's reader stops the run when it sees them named
     return {"image": np.zeros(source.image_shape, np.uint8), "label": label, "bad": bad}
