@@ -13,6 +13,7 @@ bin=.venv/bin
 "$bin/ruff" check .
 "$bin/mypy"
 "$bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$bin/python" -m pytest -m long
 "$bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 
 second=$(find_python python3.13 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13*/bin/python || true)

@@ -36,6 +36,7 @@ class Program:
     workdir: of the run.
     count: processes; devices: of each.
     hang_at: see program_worker.py.
+    config: a configuration file; the tiny run's by default.
     flags: further flags.
   """
 
@@ -47,10 +48,12 @@ class Program:
     count: int = 1,
     devices: int = 1,
     hang_at: str = "none",
+    config: Path | None = None,
   ) -> None:
-    config = shared / "config.py"
-    if not config.exists():
-      config.write_text(CONFIG)
+    if config is None:
+      config = shared / "config.py"
+      if not config.exists():
+        config.write_text(CONFIG)
     environment = {
       **os.environ,
       "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
