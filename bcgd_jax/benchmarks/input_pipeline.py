@@ -93,12 +93,11 @@ def main() -> None:
       )
       rows += time_pipelines(names, options, repetitions=_REPETITIONS.value)
   rows = [{**row, **facts} for row in rows]
-  table = make_table(rows)
-  print_table(table)
+  print_table(make_table(rows))
   if _JSON.value:
     path = Path(_JSON.value)
     write_json(path, rows)
-    write_atomic(path.with_suffix(".md"), _make_page(table, facts).encode())
+    write_atomic(path.with_suffix(".md"), make_page(rows).encode())
 
 
 def time_pipelines(
@@ -205,16 +204,23 @@ def _cells(row: Row) -> tuple[str, ...]:
   )
 
 
-def _make_page(table: Table, facts: Mapping[str, Any]) -> str:
-  command = "python -m bcgd_jax.benchmarks.input_pipeline"
-  size = f"{facts['num_images']} JPEGs of {facts['mean_bytes'] / 1000:.0f} kB on average"
+def make_page(rows: Sequence[Row]) -> str:
+  """The rows as a page in Markdown; all that it says is in them."""
+  first, table = rows[0], make_table(rows)
+  command = (
+    f"python -m bcgd_jax.benchmarks.input_pipeline --batch_size={first['batch_size']} "
+    f"--num_batches={first['images_per_repetition'] // first['batch_size']} "
+    f"--repetitions={first['repetitions']} --image_size={first['image_size']}"
+  )
   parts = [
     f"# {table.title}",
-    f"`{command}`: {size}; {facts['cpu']}, {facts['cpu_cores']} cores, "
-    f"load average {facts['load_average']:.1f} before it began.",
+    f"`{command}`: {first['num_images']} JPEGs of {first['mean_bytes'] / 1000:.0f} kB on average; "
+    f"{first['cpu']}, {first['cpu_cores']} cores, load average {first['load_average']:.1f} before "
+    "it began.",
     table.to_markdown(),
-    "Medians of repetitions in turns. Cores: CPU seconds a second, of all processes of a pipeline. "
-    "The ratios are of images a second and core. Versions and settings are in the JSON file.",
+    "Medians of repetitions in turns. Cores: CPU seconds a second, of all processes of a pipeline; "
+    "less than its workers where other programs had the rest. The ratios are of images a second "
+    "and core. Versions and settings are in the JSON file.",
   ]
   return "\n\n".join(parts) + "\n"
 
