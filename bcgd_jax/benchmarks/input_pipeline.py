@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from bcgd_jax.benchmarks.opponents import list_images
+from bcgd_jax.benchmarks.photographs import write_image_folder
 from bcgd_jax.benchmarks.pipeline_process import (
   PIPELINES,
   Measurement,
@@ -34,23 +36,32 @@ from bcgd_jax.report.tables import Column
 from bcgd_jax.training.environment import describe_commit, processor_name, usable_cores
 
 NOT_INSTALLED = "not installed"
-_MODULES = {"ours": "grain", "tf_data": "tensorflow", "pytorch": "torch"}
+_MODULES = {
+  "ours": "grain",
+  "ours_threads": "grain",
+  "tf_data": "tensorflow",
+  "pytorch": "torch",
+}
+_OUR_PACKAGES = ("grain", "numpy", "opencv-python-headless", "simplejpeg")
 _PACKAGES = {
-  "ours": ("grain", "numpy", "pillow", "simplejpeg"),
+  "ours": _OUR_PACKAGES,
+  "ours_threads": _OUR_PACKAGES,
   "tf_data": ("tensorflow",),
   "pytorch": ("torch", "pillow"),
 }
 _TITLES = {
-  "ours": "bcgd_jax",
-  "tf_data": "tf.data, decode_and_crop_jpeg",
-  "pytorch": "PyTorch DataLoader, Pillow",
+  "ours": "bcgd_jax, processes",
+  "ours_threads": "bcgd_jax, threads",
+  "tf_data": "tf.data, decode_and_crop_jpeg, threads",
+  "pytorch": "PyTorch DataLoader, Pillow, processes",
 }
 # Of a worker, more than any pipeline holds: ours has 2 + 4 and the one it works on.
 _BUFFERED_BATCHES = 10
+_NUM_CLASSES = 30  # of the photographs made; every one that packages ship, twice
 
 _FOLDER = flags.DEFINE_string("folder", None, "An image folder; made for the run by default.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 2000, "Photographs made where no folder is given.")
-_WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of worker processes (threads).")
+_WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of worker processes or threads.")
 _ROWS = flags.DEFINE_list("rows", list(PIPELINES), "The pipelines to time.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images handed out.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
@@ -199,7 +210,8 @@ def _make_page(table: Table, facts: Mapping[str, Any]) -> str:
   size = f"{facts['num_images']} JPEGs of {facts['mean_bytes'] / 1000:.0f} kB on average"
   parts = [
     f"# {table.title}",
-    f"`{command}`: {size}; {facts['cpu']}, {facts['cpu_cores']} cores.",
+    f"`{command}`: {size}; {facts['cpu']}, {facts['cpu_cores']} cores, "
+    f"load average {facts['load_average']:.1f} before it began.",
     table.to_markdown(),
     "Medians of repetitions in turns. Cores: CPU seconds a second, of all processes of a pipeline. "
     "The ratios are of images a second and core. Versions and settings are in the JSON file.",
@@ -214,7 +226,11 @@ def _open_folder() -> Iterator[Path]:
     yield local_folder(_FOLDER.value, flag="--folder")
     return
   with tempfile.TemporaryDirectory(prefix="photographs-") as scratch:
-    raise NotImplementedError(scratch)
+    num_classes = min(_NUM_CLASSES, _NUM_IMAGES.value)
+    write_image_folder(
+      Path(scratch), num_train=_NUM_IMAGES.value, num_val=num_classes, num_classes=num_classes
+    )
+    yield Path(scratch)
 
 
 def _describe(folder: Path) -> dict[str, Any]:
@@ -225,6 +241,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     "mean_bytes": statistics.fmean(Path(path).stat().st_size for path in paths),
     "cpu": processor_name(),
     "cpu_cores": usable_cores(),
+    "load_average": os.getloadavg()[0],
     "python": platform.python_version(),
     "commit": describe_commit(),
   }

@@ -43,7 +43,7 @@ class PipelineOptions:
 def our_batches(
   folder: Path, *, batch_size: int, image_size: int, num_workers: int
 ) -> Iterator[Any]:
-  """What training reads: `train_batches` over the image folder."""
+  """What training reads: `train_batches` over the image folder, 0 workers a thread a core."""
   options = DataOptions(
     dataset="image_folder",
     manual_dir=str(folder),
@@ -57,8 +57,17 @@ def our_batches(
   return train_batches(load_dataset(options), options, start_step=0)
 
 
+def our_batches_on_threads(
+  folder: Path, *, batch_size: int, image_size: int, num_workers: int
+) -> Iterator[Any]:
+  """As `our_batches` without worker processes, on `num_workers` cores and so as many threads."""
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_workers])
+  return our_batches(folder, batch_size=batch_size, image_size=image_size, num_workers=0)
+
+
 PIPELINES: dict[str, Callable[..., Iterator[Any]]] = {
   "ours": our_batches,
+  "ours_threads": our_batches_on_threads,
   "tf_data": opponents.tf_data_batches,
   "pytorch": opponents.pytorch_batches,
 }
