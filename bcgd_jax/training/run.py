@@ -51,7 +51,9 @@ class Hooks:
   on_open: Callable[[], None] = _ignore
   on_step: Callable[[int], None] = _ignore
   on_checkpoint: Callable[[str, int], None] = _ignore
-  profiler: StepProfiler = StepProfiler(Path(PROFILE_FOLDER), None)
+  profiler: StepProfiler = dataclasses.field(
+    default_factory=lambda: StepProfiler(Path(PROFILE_FOLDER), None)
+  )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
