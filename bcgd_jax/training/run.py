@@ -45,7 +45,7 @@ class Hooks:
     on_open: called once its input is checked and the folder is its own, before anything is trained.
     on_step: called with the number of steps done, after each step and before it is logged.
     on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit.
-    profiler: told of each step before and after it is taken.
+    profiler: begins and ends a trace at its steps.
   """
 
   on_open: Callable[[], None] = _ignore

@@ -64,20 +64,24 @@ class Trainer:
     """Takes one step on the next of `batches`."""
     profiler = self._run.hooks.profiler
     self._step += 1
-    profiler.before_step(self._step, state)
+    if profiler.begins_with(self._step):
+      with self.untimed():
+        profiler.start()
     with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
       start = time.perf_counter()
       batch = next(batches)
       self._waited += time.perf_counter() - start
       state, metrics = self._train(state, self._teacher, self._run.parallel.place_batch(batch))
     self._window.append(metrics)
-    profiler.after_step(self._step, metrics)
     if self._compiled:
       self._timed_steps += 1
     else:
       jax.block_until_ready(metrics)
       self._compiled = True
       self._restart_clock()
+    if profiler.ends_with(self._step):
+      with self.untimed():
+        profiler.stop()
     return state
 
   def log(self, step: int, state: TrainState) -> dict[str, float]:
