@@ -15,18 +15,24 @@ TRAIN = [
   "matplotlib>=3.9",
   "ml_collections>=1.1.0",
   "orbax-checkpoint>=0.12.8",
+  "opencv-python-headless>=4.10",
   "pillow>=11.0",
   "rich>=13.0",
+  "safetensors>=0.5",
   "scikit-learn>=1.5",  # ships the digits images
+  "simplejpeg>=1.8",
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.10",
 ]
+# What bcgd_jax.benchmarks measures with, and the photographs it makes its images of.
+MEASURE = ["psutil>=6.0", "scikit-image>=0.24"]
 TEST = [
   "chex>=0.1.92",
   "mypy>=1.18",
   "pytest>=8.0",
   "pytest-xdist>=3.6",
   "ruff>=0.14",
+  "torch>=2.6",  # the reference for imported weights
 ]
 
 setup(
@@ -42,8 +48,10 @@ setup(
   install_requires=["jax>=0.10.2", "flax>=0.12.8", "optax>=0.2.8", "numpy>=2.0"],
   extras_require={
     "train": TRAIN,
-    "test": TRAIN + TEST,
+    "test": TRAIN + MEASURE + TEST,
     # Only for datasets whose preparation by TFDS itself runs TensorFlow (CIFAR-10, MNIST...).
     "tfds": ["tensorflow>=2.18"],
+    # With what bcgd_jax.benchmarks compares.
+    "bench": [*TRAIN, *MEASURE, "brevitas>=0.12", "tensorflow>=2.18", "torch>=2.6"],
   },
 )

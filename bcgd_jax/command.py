@@ -1,7 +1,8 @@
 """The frame of every command: flags, and errors in one line instead of a traceback.
 
 Exit status: 0 done, 1 the run failed (a loss that is not finite, a check that does not hold), 2 bad
-input, 130 interrupted by the keyboard.
+input, 130 interrupted by the keyboard, 143 asked to stop (SIGTERM) and saved: the same command goes
+on.
 """
 
 import os
@@ -12,13 +13,15 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from bcgd_jax.errors import CheckError, TrainingError, UsageError
+from bcgd_jax.errors import CheckError, PreemptedError, TrainingError, UsageError
 
 
 def run_command(
   command: Callable[[], None],
   *,
   interrupted: str = "the same command goes on where this one stopped",
+  leave: Callable[[int], NoReturn] = sys.exit,
+  leave_after_error: Callable[[Exception], NoReturn] | None = None,
 ) -> NoReturn:
   """Parses flags, runs `command` and exits with its status.
 
@@ -27,6 +30,8 @@ def run_command(
   Args:
     command: what to run.
     interrupted: what to tell who interrupts it.
+    leave: ends the process with a status; for one of several that has to tell the others.
+    leave_after_error: ends it after any other error; by default that is raised, with status 1.
   """
 
   def main(argv: list[str]) -> None:
@@ -38,11 +43,22 @@ def run_command(
     try:
       command()
     except UsageError as error:
-      _fail(str(error))
+      _print_error(str(error))
+      leave(2)
     except (CheckError, TrainingError) as error:
-      _fail(str(error), status=1)
+      _print_error(str(error))
+      leave(1)
+    except PreemptedError as error:
+      _print_error(f"{error}; {interrupted}.")
+      leave(143)
     except KeyboardInterrupt:
-      _fail(f"interrupted; {interrupted}.", status=130)
+      _print_error(f"interrupted; {interrupted}.")
+      leave(130)
+    except Exception as error:
+      if leave_after_error is None:
+        raise
+      leave_after_error(error)
+    leave(0)
 
   app.run(main, flags_parser=_parse_flags)
   raise AssertionError("app.run exits")
@@ -89,6 +105,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def _fail(message: str, *, status: int = 2) -> NoReturn:
+def _fail(message: str) -> NoReturn:
+  _print_error(message)
+  sys.exit(2)
+
+
+def _print_error(message: str) -> None:
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
-  sys.exit(status)

@@ -11,3 +11,7 @@ class TrainingError(RuntimeError):
 
 class CheckError(RuntimeError):
   """A measured result breaks the rule it was checked against."""
+
+
+class PreemptedError(RuntimeError):
+  """A run was asked to stop, has saved and goes on when started again."""

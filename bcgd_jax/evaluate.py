@@ -13,6 +13,7 @@ from absl import flags
 
 from bcgd_jax.cli import config_of_workdir, required_workdir
 from bcgd_jax.command import run_command
+from bcgd_jax.compilation_cache import enable_compilation_cache
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report import print_table
 from bcgd_jax.training.recipe import Phase
@@ -34,6 +35,7 @@ PyTree = Any
 
 
 def main() -> None:
+  enable_compilation_cache()
   run = open_run(config_of_workdir(), required_workdir())
   if _SPLIT.value == "validation" and not run.settings.data.validation_examples:
     raise UsageError("--split=validation needs a run with config.data.validation_examples > 0.")

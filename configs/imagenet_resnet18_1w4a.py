@@ -2,7 +2,8 @@
 
 Paper: Yin et al. 2018, Blended Coarse Gradient Descent, arXiv 1808.05240.
 Recipe: epochs and learning-rate drops read off the authors' figure, the rest ours.
-Command: none yet: the ImageNet input pipeline is not part of this version; `summarize` works.
+Command: python -m bcgd_jax.main --config=configs/imagenet_resnet18_1w4a.py --workdir=runs/imagenet
+  after preparing the data; docs/running.md has every step.
 Cost: not run.
 Expected: 64.36 % top-1 in the paper (65.46 % with first_layer and last_layer float).
 """
@@ -21,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.mean = (0.485, 0.456, 0.406)
   config.data.std = (0.229, 0.224, 0.225)
   config.data.image_size = 224
+  config.data.num_workers = 8
   config.data.pad = 0
   config.float.epochs = 90.0
   config.float.decay_epochs = (30.0, 60.0)

@@ -2,7 +2,8 @@
 
 Paper: Yin et al. 2018, Blended Coarse Gradient Descent, arXiv 1808.05240.
 Recipe: epochs and learning-rate drops read off the authors' figure, the rest ours.
-Command: none yet: the ImageNet input pipeline is not part of this version; `summarize` works.
+Command: python -m bcgd_jax.main --config=configs/imagenet_resnet34_1w4a.py --workdir=runs/imagenet
+  after preparing the data; docs/running.md has every step.
 Cost: not run.
 Expected: a figure of the paper is not confirmed.
 """

@@ -21,11 +21,22 @@ ALLOWED = {
   "optim": set(),
   "layers": {"numerics"},
   "models": {"numerics", "layers"},
-  "data": {"errors"},
+  "data": {"errors", "command"},
   "report": {"errors"},
   "training": {"errors", "numerics", "layers", "models", "optim", "data", "report"},
   "theory": {"errors", "command", "numerics", "optim", "report"},
   "suites": {"errors", "command", "report", "training"},
+  "benchmarks": {
+    "errors",
+    "command",
+    "numerics",
+    "layers",
+    "models",
+    "optim",
+    "data",
+    "report",
+    "training",
+  },
 }
 ALLOWED[""] = {*ALLOWED, ""}
 FILES = sorted(PACKAGE.rglob("*.py"))

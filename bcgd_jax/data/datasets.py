@@ -1,6 +1,7 @@
 """Finds or prepares a dataset and cuts it into training, validation and test sources."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import math
 import os
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bcgd_jax.data import builders, digits, idx, sources
+from bcgd_jax.data import builders, digits, idx, imagenet, sources
+from bcgd_jax.data.encoded import CropOptions, EncodedSource
 from bcgd_jax.data.options import DataOptions
+from bcgd_jax.data.records import Records, TfdsRecords, open_image_folder
 from bcgd_jax.errors import UsageError
 
 
@@ -42,15 +45,18 @@ def dataset_info(options: DataOptions) -> DatasetInfo:
   Raises:
     UsageError: bad idx files.
   """
-  root = _data_root(options.data_dir)
+  root = data_root(options.data_dir)
+  if options.dataset == "image_folder":
+    return open_image_folder_dataset(options).info
+  if options.dataset == "imagenet2012":
+    # known before it is prepared, so that `summarize` and the tables of a suite can be made
+    return _encoded_info(options, full_name="imagenet2012", num_classes=imagenet.NUM_CLASSES)
   if options.dataset == "digits":
     builder_dir, image_shape = digits.digits_dir(root), digits.IMAGE_SHAPE
     num_classes = digits.NUM_CLASSES
   elif options.dataset == "idx":
     builder_dir, arrays = idx.find_idx(root, manual_dir=Path(options.manual_dir).expanduser())
     image_shape, num_classes = arrays.splits["train"].images.shape[1:], arrays.num_classes
-  elif options.dataset == "imagenet2012":
-    builder_dir, image_shape, num_classes = root / "imagenet2012", (224, 224, 3), 1000
   else:
     builder = tfds.builder(options.dataset, data_dir=root)
     builder_dir, image_shape = Path(builder.data_dir), builder.info.features["image"].shape
@@ -77,12 +83,11 @@ def load_dataset(options: DataOptions) -> Dataset:
     UsageError: no room for the validation cut or train_examples; bad idx files; a dataset of
       TFDS's that is not prepared and cannot be here, or is prepared in another file format.
   """
+  if options.dataset == "image_folder":
+    return open_image_folder_dataset(options)
   if options.dataset == "imagenet2012":
-    raise UsageError(
-      "dataset must be one that can be read, got 'imagenet2012', whose input pipeline is not part "
-      "of this version"
-    )
-  root = _data_root(options.data_dir)
+    return open_imagenet_dataset(options)
+  root = data_root(options.data_dir)
   if options.dataset == "digits":
     builder_dir = digits.prepare_digits(root)
   elif options.dataset == "idx":
@@ -106,10 +111,57 @@ def load_dataset(options: DataOptions) -> Dataset:
   )
 
 
-def _data_root(data_dir: str) -> Path:
+def data_root(data_dir: str) -> Path:
   # TFDS's own default.
   default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
   return Path(data_dir or default).expanduser().absolute()
+
+
+def open_image_folder_dataset(options: DataOptions) -> Dataset:
+  """A folder of encoded images; its name holds a digest of the files' names."""
+  train, validation = open_image_folder(Path(options.manual_dir).expanduser().absolute())
+  digest = hashlib.sha256((train.digest() + validation.digest()).encode()).hexdigest()[:16]
+  info = _encoded_info(options, full_name=f"image_folder/{digest}", num_classes=len(train.classes))
+  return _encoded_dataset(options, info, train, validation)
+
+
+def open_imagenet_dataset(options: DataOptions) -> Dataset:
+  """ImageNet as `bcgd_jax.data.prepare`, or TFDS, has prepared it."""
+  root = data_root(options.data_dir)
+  builder_dir = imagenet.find_prepared(root)
+  info = _encoded_info(
+    options,
+    full_name=builder_dir.relative_to(root).as_posix(),
+    num_classes=imagenet.NUM_CLASSES,
+  )
+  splits = (TfdsRecords(builder_dir, split) for split in ("train", "validation"))
+  return _encoded_dataset(options, info, *splits)
+
+
+def _encoded_info(options: DataOptions, *, full_name: str, num_classes: int) -> DatasetInfo:
+  assert options.image_size is not None
+  return DatasetInfo(
+    name=options.dataset,
+    full_name=full_name,
+    image_shape=(options.image_size, options.image_size, 3),
+    num_classes=num_classes,
+  )
+
+
+def _encoded_dataset(
+  options: DataOptions, info: DatasetInfo, train: Records, validation: Records
+) -> Dataset:
+  """What others call the validation images of ImageNet is the test split here."""
+  crops = CropOptions(
+    image_size=info.image_shape[0], eval_resize=options.resize, min_area=options.min_crop_area
+  )
+  train_positions, validation_positions = _cut(len(train), options)
+  return Dataset(
+    info=info,
+    train=EncodedSource(train, crops, train_positions),
+    validation=EncodedSource(train, crops, validation_positions),
+    test=EncodedSource(validation, crops, None),
+  )
 
 
 def _prepare_tfds(name: str, root: Path) -> Path:

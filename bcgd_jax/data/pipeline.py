@@ -19,6 +19,8 @@ import numpy as np
 from absl import flags
 
 from bcgd_jax.data import datasets, sources, transforms
+from bcgd_jax.data.bad_images import BadImages
+from bcgd_jax.data.encoded import NOT_BAD, EncodedSource, RandomCrop
 from bcgd_jax.data.options import DataOptions
 from bcgd_jax.errors import UsageError
 
@@ -27,19 +29,29 @@ Batch = dict[str, np.ndarray]
 # One thread, a few batches ahead: the work is Python under one lock, and more threads only contend
 # for it (measured: a third of the speed with 4). Processes are what scales, see num_workers.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-_DTYPES = {"image": np.uint8, "label": np.int32, "mask": np.bool_}
+_DTYPES = {"image": np.uint8, "label": np.int32, "mask": np.bool_, "bad": np.int32}
 
 
 class BatchIterator(Iterator[Batch]):
-  """Batches from a Grain iterator; `close`, or leaving it as a context, ends what runs for it."""
+  """Batches from a Grain iterator; `close`, or leaving it as a context, ends what runs for it.
 
-  def __init__(self, iterator: grain.DatasetIterator) -> None:
+  Images that could not be decoded are counted in `bad_images`, and masked where there is a mask.
+  """
+
+  def __init__(self, iterator: grain.DatasetIterator, bad_images: BadImages | None = None) -> None:
     self._iterator = iterator
+    self._bad_images = bad_images
 
   def __next__(self) -> Batch:
     batch = next(self._iterator)
     # Batches of worker processes lie in shared memory whose life Grain manages; these are ours.
-    return {key: np.array(x) if type(x) is not np.ndarray else x for key, x in batch.items()}
+    batch = {key: np.array(x) if type(x) is not np.ndarray else x for key, x in batch.items()}
+    if self._bad_images is not None:
+      bad = batch.pop("bad")
+      self._bad_images.note(bad)
+      if "mask" in batch:
+        batch["mask"] &= bad == NOT_BAD
+    return batch
 
   def close(self) -> None:
     """Stops threads and worker processes; the iterator is then at its end."""
@@ -76,8 +88,9 @@ def train_batches(
   process ends.
 
   Args:
-    dataset: of `load_dataset`; its `train` is read.
-    options: batch_size, pad, flip, seed, num_workers.
+    dataset: of `load_dataset`; its `train` is read. Images of an `EncodedSource` are cropped at
+      random; an unreadable one is replaced by the next and named in a warning.
+    options: batch_size, pad, flip, seed, num_workers, max_bad_fraction.
     start_step: >= 0.
     process_index: of this process, in [0, process_count).
     process_count: a divisor of batch_size.
@@ -89,8 +102,12 @@ def train_batches(
   """
   if start_step < 0:
     raise ValueError(f"start_step must be at least 0, got {start_step}")
-  elements = grain.MapDataset.source(dataset.train).seed(options.seed).shuffle().repeat(None)
-  if options.pad or options.flip:
+  source = dataset.train
+  read = source.encoded() if isinstance(source, EncodedSource) else source
+  elements = grain.MapDataset.source(read).seed(options.seed).shuffle().repeat(None)
+  if isinstance(source, EncodedSource):
+    elements = elements.random_map(RandomCrop(source, flip=options.flip))
+  elif options.pad or options.flip:
     elements = elements.random_map(transforms.Augment(pad=options.pad, flip=options.flip))
   batches = _slice_batches(
     elements,
@@ -99,10 +116,12 @@ def train_batches(
     process_index=process_index,
     process_count=process_count,
   )
-  iterable = batches[start_step:].to_iter_dataset(_READ_OPTIONS)
-  if options.num_workers:
-    iterable = _read_in_processes(iterable, options.num_workers)
-  return BatchIterator(iter(iterable))
+  return _iterate(
+    batches[start_step:],
+    source,
+    num_workers=options.num_workers,
+    max_bad_fraction=options.max_bad_fraction,
+  )
 
 
 def eval_batches(
@@ -111,6 +130,8 @@ def eval_batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
+  num_workers: int = 0,
+  max_bad_fraction: float = 0.0,
 ) -> BatchIterator:
   """Batches in which every example of the source occurs exactly once over all processes, in order.
 
@@ -123,6 +144,10 @@ def eval_batches(
     batch_size: over all processes, > 0.
     process_index: of this process, in [0, process_count).
     process_count: a divisor of batch_size.
+    num_workers: processes that decode images of an `EncodedSource`; 0 takes a thread a core. Other
+      sources are read by one thread.
+    max_bad_fraction: of an `EncodedSource`'s images that may be unreadable. Their mask is False,
+      and a warning names them.
   Returns:
     Iterator of {"image": uint8 [b, H, W, C], "label": int32 [b], "mask": bool [b]},
     b = batch_size / process_count.
@@ -139,7 +164,8 @@ def eval_batches(
     process_index=process_index,
     process_count=process_count,
   )
-  return BatchIterator(iter(batches.to_iter_dataset(_READ_OPTIONS)))
+  workers = num_workers if isinstance(source, EncodedSource) else 0
+  return _iterate(batches, source, num_workers=workers, max_bad_fraction=max_bad_fraction)
 
 
 class _PaddedSource:
@@ -155,7 +181,9 @@ class _PaddedSource:
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
     if index.__index__() < len(self._source):
       return {**self._source[index], "mask": True}
-    return {"image": np.zeros_like(self._source[0]["image"]), "label": 0, "mask": False}
+    first = self._source[0]
+    padding = {"image": np.zeros_like(first["image"]), "label": 0, "mask": False}
+    return {**padding, "bad": NOT_BAD} if "bad" in first else padding
 
 
 def _slice_batches(
@@ -185,6 +213,34 @@ def _stack(examples: Sequence[dict[str, Any]]) -> Batch:
     key: np.stack([np.asarray(example[key], _DTYPES[key]) for example in examples])
     for key in examples[0]
   }
+
+
+def _iterate(
+  batches: grain.MapDataset,
+  source: sources.ImageSource,
+  *,
+  num_workers: int,
+  max_bad_fraction: float,
+) -> BatchIterator:
+  """Reads batches on threads or in processes; which of them changes nothing in the batches."""
+  bad_images, read_options = None, _READ_OPTIONS
+  if isinstance(source, EncodedSource):
+    bad_images = BadImages(source, max_fraction=max_bad_fraction)
+    if not num_workers:
+      # decoders let go of Python's lock
+      cores = count_cores()
+      read_options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=cores + 2)
+  iterable = batches.to_iter_dataset(read_options)
+  if num_workers:
+    iterable = _read_in_processes(iterable, num_workers)
+  return BatchIterator(iter(iterable), bad_images)
+
+
+def count_cores() -> int:
+  """Cores that this process may run on."""
+  if hasattr(os, "sched_getaffinity"):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _read_in_processes(iterable: grain.IterDataset, num_workers: int) -> grain.IterDataset:

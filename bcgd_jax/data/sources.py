@@ -38,7 +38,7 @@ class TfdsSource:
     return len(self._records)
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-    return self.decode(self._records[_check_index(index, len(self))])
+    return self.decode(self._records[check_index(index, len(self))])
 
   def read_records(self) -> list[bytes]:
     """All records, undecoded; in one call a tenth of the time of reading them one by one."""
@@ -77,7 +77,7 @@ class CachedSource:
     return len(self._labels)
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-    position = _check_index(index, len(self))
+    position = check_index(index, len(self))
     if not self._is_decoded[position]:
       with self._lock:
         self._decode(position)
@@ -111,10 +111,11 @@ class SubsetSource:
     return len(self._positions)
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-    return self._source[int(self._positions[_check_index(index, len(self))])]
+    return self._source[int(self._positions[check_index(index, len(self))])]
 
 
-def _check_index(index: SupportsIndex, length: int) -> int:
+def check_index(index: SupportsIndex, length: int) -> int:
+  """The index as an int; raises IndexError unless it is in [0, length)."""
   position = operator.index(index)
   if not 0 <= position < length:
     raise IndexError(f"index must be in [0, {length - 1}], got {position}")

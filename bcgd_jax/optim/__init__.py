@@ -2,6 +2,7 @@
 
 from bcgd_jax.optim.bcgd import bcgd as bcgd
 from bcgd_jax.optim.bcgd import last_key_is_alpha as last_key_is_alpha
+from bcgd_jax.optim.bcgd import last_key_is_kernel as last_key_is_kernel
 from bcgd_jax.optim.binary_relax import BinaryRelaxState as BinaryRelaxState
 from bcgd_jax.optim.binary_relax import binary_relax as binary_relax
 from bcgd_jax.optim.binary_relax import binary_relax_float_params as binary_relax_float_params

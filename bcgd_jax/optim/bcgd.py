@@ -1,5 +1,6 @@
 """Blended coarse gradient descent as the authors' code does it: SGD, blending and alpha's rules."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,11 @@ def last_key_is_alpha(path: str) -> bool:
   return path.rsplit("/", 1)[-1] == "alpha"
 
 
+def last_key_is_kernel(path: str) -> bool:
+  """Tells whether a parameter path ends in the key "kernel", as in "block1/conv/kernel"."""
+  return path.rsplit("/", 1)[-1] == "kernel"
+
+
 def bcgd(
   learning_rate: optax.ScalarOrSchedule,
   projection: Projection,
@@ -23,6 +29,7 @@ def bcgd(
   rho: optax.ScalarOrSchedule = 1e-5,
   momentum: float | jax.Array = 0.95,
   weight_decay: float | jax.Array = 1e-4,
+  is_decayed: Callable[[str], bool] | None = None,
   is_alpha: Callable[[str], bool] = last_key_is_alpha,
   alpha_rate: float | jax.Array = 0.01,
   alpha_clip: float | jax.Array = 1.0,
@@ -36,13 +43,16 @@ def bcgd(
     w_b = clip(w, *alpha_range)      on alpha leaves
     w_b = w                          elsewhere
     g   = clip(alpha_rate * g, -alpha_clip, alpha_clip)    on alpha leaves only
-    m   = momentum * m + (g + weight_decay * w_b)
+    g   = g + weight_decay * w_b                           on decayed leaves
+    m   = momentum * m + g
     w   = w_b - learning_rate * m
 
-  Every parameter is decayed: biases, batch norm and alpha too. An alpha may leave its range by one
-  step; layers clamp it when they read it, the next update starts from the clamped value.
+  By default every parameter is decayed: biases, batch norm and alpha too. An alpha may leave its
+  range by one step; layers clamp it when they read it, the next update starts from the clamped
+  value.
 
-  Under `optax.inject_hyperparams` pass `static_args=("projection", "is_alpha")`.
+  Under `optax.inject_hyperparams` pass `static_args=("projection", "is_alpha")`, and "is_decayed"
+  where it is given.
 
   Args:
     learning_rate: >= 0, a number or a schedule of the number of updates made so far.
@@ -50,6 +60,8 @@ def bcgd(
     rho: in [0, 1], a number or a schedule; 0 is BinaryConnect.
     momentum: in [0, 1); no dampening, not Nesterov's.
     weight_decay: >= 0; acts on w_b, so it is scaled by the learning rate.
+    is_decayed: tells from a path "outer/inner/name" whether weight decay acts on the leaf; None
+      is all (authors' code), `last_key_is_kernel` spares biases, batch norm and alpha.
     is_alpha: tells from a path "outer/inner/name" whether the leaf is an activation step. Those
       leaves must be float32 (or float64) too. It may hold for no leaf.
     alpha_rate: >= 0; alpha's learning rate relative to the rest.
@@ -84,12 +96,19 @@ def bcgd(
 
   descent = optax.chain(
     optax.stateless(lambda g, _: jax.tree_util.tree_map_with_path(rescale_gradient, g)),
-    optax.add_decayed_weights(weight_decay),
+    optax.add_decayed_weights(weight_decay, mask=is_decayed and _make_mask(is_decayed)),
     optax.sgd(learning_rate, momentum=momentum),
   )
   # Clamping is projecting: a full blend hands the clamped alpha to the decay and starts from it.
   clamped = blend(descent, lambda p: jax.tree_util.tree_map_with_path(clamp_alpha, p), 1.0)
   return blend(clamped, projection, rho)
+
+
+def _make_mask(holds: Callable[[str], bool]) -> Callable[[optax.Params], Any]:
+  """A function: tree -> tree of bools, whether `holds` is true of each leaf's path."""
+  return functools.partial(
+    jax.tree_util.tree_map_with_path, lambda path, _: holds(get_leaf_name(path))
+  )
 
 
 def _check_hyperparameters(*, learning_rate: Any, momentum: Any, **others: Any) -> None:

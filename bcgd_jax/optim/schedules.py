@@ -11,15 +11,21 @@ import optax
 from bcgd_jax.optim.leaves import check_number
 
 
-def step_decay(init: float, boundaries_steps: Sequence[int], *, factor: float) -> optax.Schedule:
-  """Multiplies a value by a factor at given steps.
+def step_decay(
+  init: float, boundaries_steps: Sequence[int], *, factor: float, warmup_steps: int = 0
+) -> optax.Schedule:
+  """Multiplies a value by a factor at given steps, after a linear rise from 0 if there is one.
 
-    value(t) = init * factor ** (number of boundaries b with b <= t)
+    value(t) = init * min(t / warmup_steps, 1) * factor ** (number of boundaries b with b <= t)
+
+  Boundaries are counted from step 0, not from the end of the warm-up. With warm-up the update at
+  step 0 has rate 0.
 
   Args:
     init: >= 0.
     boundaries_steps: strictly increasing, each at least 1; may be empty.
     factor: > 0.
+    warmup_steps: >= 0; with 0 the first factor of the product is 1.
   Returns:
     Schedule of the number of updates made so far.
   Raises:
@@ -31,8 +37,14 @@ def step_decay(init: float, boundaries_steps: Sequence[int], *, factor: float) -
     _check_steps("boundaries_steps", b, minimum=1)
   if any(b <= a for a, b in itertools.pairwise(boundaries_steps)):
     raise ValueError(f"boundaries_steps must be strictly increasing, got {boundaries_steps}")
+  _check_steps("warmup_steps", warmup_steps, minimum=0)
   values = [init * factor**k for k in range(len(boundaries_steps) + 1)]
-  return optax.join_schedules([optax.constant_schedule(v) for v in values], list(boundaries_steps))
+  steps = optax.join_schedules([optax.constant_schedule(v) for v in values], list(boundaries_steps))
+  if warmup_steps == 0:
+    return steps
+  rise = optax.linear_schedule(0.0, 1.0, warmup_steps)
+  # optax multiplies the count by floats, which strict dtype promotion refuses for an integer.
+  return lambda count: rise(jnp.asarray(count, float)) * steps(count)
 
 
 def cosine(init: float, total_steps: int, *, warmup_steps: int = 0) -> optax.Schedule:

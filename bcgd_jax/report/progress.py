@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ def progress(
   stream: TextIO | None = None,
   interval_seconds: float = 10.0,
   clock: Callable[[], float] = time.monotonic,
+  shown: bool = True,
 ) -> Iterator[Progress]:
   """Shows the progress of the loop in its block.
 
@@ -111,11 +113,14 @@ def progress(
     stream: sys.stdout by default.
     interval_seconds: between plain lines.
     clock: seconds, from any origin, never backwards.
+    shown: False shows nothing, for the other processes of a run.
   Raises:
     ValueError: if total_steps is negative.
   """
   if total_steps < 0:
     raise ValueError(f"total_steps must be >= 0, got {total_steps}")
+  if not shown:
+    stream = io.StringIO()
   display = Progress(
     total_steps,
     description,

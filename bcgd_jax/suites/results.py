@@ -8,9 +8,9 @@ from typing import Any
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report import read_json, read_metrics, write_json
-from bcgd_jax.suites.environment import ENVIRONMENT_FILE
 from bcgd_jax.suites.execute import is_finished
 from bcgd_jax.suites.plan import PlannedRun, run_name
+from bcgd_jax.training.environment import ENVIRONMENT_FILE
 from bcgd_jax.training.settings import FLOAT_BITS, PhaseSettings, parse_settings
 from bcgd_jax.training.workdir import RUN_FILE
 

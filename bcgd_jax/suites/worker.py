@@ -13,7 +13,7 @@ from absl import flags
 
 from bcgd_jax.command import local_folder, run_command
 from bcgd_jax.report import read_json, write_json, write_report
-from bcgd_jax.suites.environment import ENVIRONMENT_FILE, describe_environment
+from bcgd_jax.training.environment import ENVIRONMENT_FILE, describe_environment
 from bcgd_jax.training.loop import train_and_evaluate
 from bcgd_jax.training.run import Hooks
 from bcgd_jax.training.workdir import RUN_FILE

@@ -7,6 +7,8 @@ Saving a step again writes step_00000123-2 beside the first and removes the firs
 commit.
 """
 
+import concurrent.futures
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from jax.experimental import multihost_utils
 from bcgd_jax.errors import TrainingError, UsageError
 from bcgd_jax.training import manifest as manifests
 from bcgd_jax.training import tree_storage
+from bcgd_jax.training.distributed import is_primary
 
 STATE_NAME = "state"
 
@@ -55,8 +58,9 @@ class CheckpointStore:
     directory: where the checkpoints lie; created by the first `save`. A local or mounted path.
     config_hash: identity of the run's configuration, not empty; those of another are refused.
     keep: number of latest steps kept, >= 2 so that a damaged one has a fallback.
-    on_event: called as on_event(event, step) on every process, with "written" between the writing
-      of the arrays and the commit, "committed" right after it. What it raises passes through.
+    on_event: called as on_event(event, step) on every process, from the thread that writes, with
+      "written" between the writing of the arrays and the commit, "committed" right after it. What
+      it raises, `wait` raises.
   Raises:
     ValueError, TypeError: if an argument breaks these rules.
     UsageError: if `directory` exists and is not a directory.
@@ -79,9 +83,19 @@ class CheckpointStore:
     self._config_hash = config_hash
     self._keep = keep
     self._on_event = on_event
+    self._pending: concurrent.futures.Future[None] | None = None
+    self._thread: concurrent.futures.ThreadPoolExecutor | None = None
 
   def save(self, step: int, tree: Any, *, phase: str, extra: dict[str, Any]) -> None:
-    """Writes and commits a checkpoint, then removes those beyond `keep`; blocks till it is durable.
+    """`save_async`, then `wait`: blocks until the checkpoint is durable."""
+    self.save_async(step, tree, phase=phase, extra=extra)
+    self.wait()
+
+  def save_async(self, step: int, tree: Any, *, phase: str, extra: dict[str, Any]) -> None:
+    """Writes and commits a checkpoint, then removes those beyond `keep`, while the caller goes on.
+
+    Waits for the save before it, copies the tree, and leaves the rest to a thread. What went wrong
+    there is raised by the next call that waits: any method but `steps`.
 
     A step that is committed already is replaced, without a moment at which neither is there. What
     an interrupted save left behind is removed.
@@ -101,23 +115,37 @@ class CheckpointStore:
     _check_int("step", step, minimum=0)
     _check_text("phase", phase)
     manifests.check_extra(extra)
+    extra = copy.deepcopy(extra)
+    self._wait_for_all()
     leaves = tree_storage.flatten_paths(tree)
     specs = tree_storage.describe_leaves(leaves, abstract=False)
     arrays = tree_storage.fetch_arrays(leaves)
     slot = self._next_slot(step)
-    if _is_primary():
+    if is_primary():
       self._remove_uncommitted()
       slot.path.mkdir(parents=True)
     _barrier("checkpoint_prepared")
-    tree_storage.write_arrays(slot.path / STATE_NAME, arrays)
-    _barrier("checkpoint_written")
-    self._emit("written", step)
-    if _is_primary():
-      self._commit(slot, phase=phase, extra=extra, tree=specs)
-    _barrier("checkpoint_committed")
-    self._emit("committed", step)
-    if _is_primary():
-      self._prune()
+    wait_for_arrays = tree_storage.write_arrays(slot.path / STATE_NAME, arrays)
+
+    def finish() -> None:
+      # no collective of ours here: it would cross those of the training steps
+      wait_for_arrays()
+      self._emit("written", step)
+      if is_primary():
+        self._commit(slot, phase=phase, extra=extra, tree=specs)
+      self._emit("committed", step)
+      if is_primary():
+        self._prune()
+
+    if self._thread is None:
+      self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    self._pending = self._thread.submit(finish)
+
+  def wait(self) -> None:
+    """Blocks until the last `save_async` of this process is durable; raises what went wrong."""
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
 
   def steps(self) -> tuple[int, ...]:
     """Committed steps, ascending; whether their files are intact is not looked at."""
@@ -134,6 +162,7 @@ class CheckpointStore:
         would hide the loss), or one belongs to another configuration or format version.
       TrainingError: if processes see different checkpoints.
     """
+    self._wait_for_all()
     found = self._newest_intact(self._committed())
     _require_agreement(found[0].step if found else -1)
     if found is None:
@@ -159,6 +188,7 @@ class CheckpointStore:
       UsageError: if the checkpoint is damaged or belongs to another configuration.
     """
     _check_int("step", step, minimum=0)
+    self._wait_for_all()
     slots = [slot for slot in self._committed() if slot.step == step]
     if not slots:
       raise ValueError(f"step must be one of {list(self.steps())}, got {step}")
@@ -183,12 +213,18 @@ class CheckpointStore:
     For a run that goes on from an older checkpoint than the newest. -1 removes all.
     """
     _check_int("step", step, minimum=-1)
-    if _is_primary():
+    self._wait_for_all()
+    if is_primary():
       for slot in reversed(self._committed()):
         if slot.step > step:
           manifests.remove_slot(slot)
       self._remove_uncommitted()
     _barrier("checkpoint_discarded")
+
+  def _wait_for_all(self) -> None:
+    """Until this process's save and, where it is another, the primary's commit are done."""
+    self.wait()
+    _barrier("checkpoint_committed")
 
   def _committed(self) -> list[manifests.Slot]:
     return [slot for slot in manifests.list_slots(self._directory) if slot.committed]
@@ -287,11 +323,6 @@ def _check_int(name: str, value: Any, *, minimum: int) -> None:
 def _check_text(name: str, value: Any) -> None:
   if not isinstance(value, str) or not value:
     raise ValueError(f"{name} must be a non-empty string, got {value!r}")
-
-
-def _is_primary() -> bool:
-  # By process_index, never by the id given at start-up: on TPUs the two may differ.
-  return jax.process_index() == 0
 
 
 def _barrier(name: str) -> None:

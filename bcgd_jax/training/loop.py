@@ -9,12 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 from bcgd_jax.data import train_batches
+from bcgd_jax.errors import PreemptedError
+from bcgd_jax.report.files import read_json
 from bcgd_jax.report.progress import progress
 from bcgd_jax.training.batch_stats import recalibrate_batch_stats
 from bcgd_jax.training.checkpoint import CheckpointMeta, CheckpointStore
-from bcgd_jax.training.metrics import MetricsWriter
+from bcgd_jax.training.distributed import is_primary, on_primary
+from bcgd_jax.training.metrics import MetricsSink, MetricsWriter, NoMetrics
 from bcgd_jax.training.recipe import Phase, enter_phase
 from bcgd_jax.training.results import write_phase_weights, write_run
 from bcgd_jax.training.run import (
@@ -30,7 +34,7 @@ from bcgd_jax.training.run import (
 from bcgd_jax.training.state import TrainState, eval_variables
 from bcgd_jax.training.steps import normalize
 from bcgd_jax.training.trainer import Trainer, as_best, validation_record
-from bcgd_jax.training.workdir import PHASES_FOLDER
+from bcgd_jax.training.workdir import PHASES_FOLDER, RUN_FILE, WEIGHTS_FILE
 
 PyTree = Any
 
@@ -54,14 +58,16 @@ def train_and_evaluate(
   Raises:
     UsageError: for bad input, before anything is compiled.
     TrainingError: if the loss is not finite; the last good checkpoint stays.
+    PreemptedError: if `hooks.should_stop` asked for it; the state is saved.
   """
-  run = open_run(config, workdir, devices=devices, hooks=hooks)
+  with (hooks or Hooks()).slow():
+    run = open_run(config, workdir, devices=devices, hooks=hooks)
   run.hooks.on_open()
   meta = run.store.latest()
   if meta is not None:
     run.store.discard_after(meta.step)  # what is damaged, where an older one was fallen back to
   seconds: dict[str, float] = dict(meta.extra["seconds"]) if meta else {}
-  writer = MetricsWriter(workdir, num_records=meta.extra["num_records"] if meta else 0)
+  writer = _open_metrics(workdir, num_records=meta.extra["num_records"] if meta else 0)
   try:
     names = [phase.name for phase in run.phases]
     first = names.index(meta.phase) if meta else 0
@@ -71,14 +77,26 @@ def train_and_evaluate(
         _run_phase(run, phase, resumed, writer=writer, seconds=seconds)
   finally:
     writer.close()
-  return write_run(
-    workdir,
-    run.settings,
-    run.phases,
-    info=run.dataset.info,
-    variables=load_phase(run, run.phases[-1]),
-    seconds=seconds,
+    run.store.wait()
+  variables = load_phase(run, run.phases[-1])
+  on_primary(
+    lambda: write_run(
+      workdir,
+      run.settings,
+      run.phases,
+      info=run.dataset.info,
+      variables=variables,
+      seconds=seconds,
+    ),
+    what=f"writing {RUN_FILE}",
   )
+  return read_json(workdir / RUN_FILE)
+
+
+def _open_metrics(workdir: Path, *, num_records: int) -> MetricsSink:
+  if not is_primary():
+    return NoMetrics()
+  return MetricsWriter(workdir, num_records=num_records)
 
 
 def _run_phase(
@@ -86,31 +104,32 @@ def _run_phase(
   phase: Phase,
   resumed: CheckpointMeta | None,
   *,
-  writer: MetricsWriter,
+  writer: MetricsSink,
   seconds: dict[str, float],
 ) -> None:
   """Runs one phase from its start or a checkpoint of it to its saved end."""
   seconds_before, started = seconds.get(phase.name, 0.0), time.perf_counter()
-  if resumed is None:
-    state, best = _enter(run, phase), None
-    if run.settings.selection == "best_validation":
-      best = as_best(eval_variables(state, phase.float_params), accuracy=-1.0)
-  else:
-    tree = run.store.restore(resumed.step, abstract_tree(run, phase))
-    state, best = tree["state"], tree["best"]
-  state, best = run.parallel.replicate((state, best))
-  trainer = Trainer(run, phase, writer, state)
+  with run.hooks.slow():
+    state, best, codes = _start_state(run, phase, resumed)
+    trainer = Trainer(run, phase, writer, state, codes)
+  # whether the newest step is still to be logged, scored and saved
+  owes = False
+  if resumed is not None:
+    trainer.restore_window(resumed.extra["window"])
+    owes = resumed.extra["owes"]
 
-  def save(*, complete: bool) -> None:
+  def save(*, complete: bool, owes: bool = False) -> None:
     seconds[phase.name] = seconds_before + time.perf_counter() - started
-    run.store.save(
+    run.store.save_async(
       int(state.step),
-      {"state": state, "best": best},
+      {"state": state, "best": best, "codes": trainer.codes},
       phase=phase.name,
       extra={
         "num_records": writer.num_records,
         "seconds": seconds,
         "complete": complete,
+        "owes": owes,
+        "window": trainer.window(),
       },
     )
 
@@ -123,34 +142,64 @@ def _run_phase(
     process_count=jax.process_count(),
   )
   bar_steps = phase.last_step - phase.first_step
-  with contextlib.closing(batches), progress(bar_steps, phase.name) as bar:
-    while step < phase.last_step:
+  with contextlib.closing(batches), progress(bar_steps, phase.name, shown=is_primary()) as bar:
+    while True:
+      done = step - phase.first_step
+      if owes and (done % run.settings.log_every_steps == 0 or step == phase.last_step):
+        bar.update(done, **trainer.log(step, state))
+      if owes and step in trainer.eval_steps:
+        best = trainer.validate(step, state, best)
+      if step == phase.last_step:
+        break
+      if owes and done % run.settings.checkpoint_every_steps == 0:
+        with trainer.untimed(), run.hooks.slow():
+          save(complete=False)
       state = trainer.step(state, batches)
       step += 1
+      owes = True
       run.hooks.on_step(step)
-      done = step - phase.first_step
-      if done % run.settings.log_every_steps == 0 or step == phase.last_step:
-        bar.update(done, **trainer.log(step, state))
-      if step in trainer.eval_steps:
-        best = trainer.validate(step, state, best)
-      if done % run.settings.checkpoint_every_steps == 0 and step < phase.last_step:
-        with trainer.untimed():
-          save(complete=False)
-  _finish(run, phase, state, best, writer=writer)
-  seconds[phase.name] = seconds_before + time.perf_counter() - started
-  writer.write(
-    {
-      "step": phase.last_step,
-      "phase": phase.name,
-      "kind": "phase_end",
-      "timing": {"seconds": seconds[phase.name]},
-    }
-  )
-  save(complete=True)
+      if run.hooks.should_stop(step):
+        with run.hooks.slow():
+          save(complete=False, owes=True)
+          run.store.wait()
+        raise PreemptedError(f"the run was asked to stop; step {step} is saved in {run.workdir}")
+  with run.hooks.slow():
+    _finish(run, phase, state, best, writer=writer)
+    seconds[phase.name] = seconds_before + time.perf_counter() - started
+    writer.write(
+      {
+        "step": phase.last_step,
+        "phase": phase.name,
+        "kind": "phase_end",
+        "timing": {"seconds": seconds[phase.name]},
+      }
+    )
+    save(complete=True)
+    run.store.wait()
+
+
+def _start_state(
+  run: Run, phase: Phase, resumed: CheckpointMeta | None
+) -> tuple[TrainState, PyTree | None, dict[str, jax.Array] | None]:
+  """A phase's first state, or that of a checkpoint, on all devices.
+
+  Returns:
+    The state, the best variables so far, and the codes at the last log, None for a new phase.
+  """
+  if resumed is not None:
+    tree = run.store.restore(resumed.step, abstract_tree(run, phase))
+    return run.parallel.replicate((tree["state"], tree["best"], tree["codes"]))
+  state, best = _enter(run, phase), None
+  if run.settings.selection == "best_validation":
+    best = as_best(eval_variables(state, phase.float_params), accuracy=-1.0)
+  if jax.process_count() > 1:
+    # alpha's calibration may round differently on another kind of host
+    state, best = multihost_utils.broadcast_one_to_all((state, best))
+  return (*run.parallel.replicate((state, best)), None)
 
 
 def _finish(
-  run: Run, phase: Phase, state: TrainState, best: PyTree | None, *, writer: MetricsWriter
+  run: Run, phase: Phase, state: TrainState, best: PyTree | None, *, writer: MetricsSink
 ) -> None:
   """Scores what a phase ends with and keeps it for later phases and runs.
 
@@ -173,7 +222,10 @@ def _finish(
   found = score_split(run, mapped, replicated, "test")
   head = {"step": phase.last_step, "phase": phase.name, "kind": "test"}
   writer.write({**head, **found.record(), "quantized": phase.is_quantized})
-  write_phase_weights(run.workdir, phase, variables["params"])
+  on_primary(
+    lambda: write_phase_weights(run.workdir, phase, variables["params"]),
+    what=f"writing {WEIGHTS_FILE}",
+  )
   store = CheckpointStore(run.workdir / PHASES_FOLDER / phase.name, config_hash=run.hash)
   # a run killed after this save comes here again with the same variables: saving twice is safe
   store.save(phase.last_step, variables, phase=phase.name, extra={})

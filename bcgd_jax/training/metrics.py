@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from tensorboardX import SummaryWriter
 
@@ -21,6 +21,29 @@ EVENTS_FOLDER = "tensorboard"
 
 _EVENT_FILES = "events.out.tfevents.*"
 _HEAD = frozenset({"step", "phase", "kind"})
+
+
+class MetricsSink(Protocol):
+  """Where a run's records go."""
+
+  @property
+  def num_records(self) -> int: ...
+
+  def write(self, record: Mapping[str, Any]) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class NoMetrics:
+  """Takes records and drops them: what every process but the primary has."""
+
+  num_records = 0
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    """Drops the record."""
+
+  def close(self) -> None:
+    """Does nothing."""
 
 
 class MetricsWriter:

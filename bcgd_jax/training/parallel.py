@@ -37,8 +37,18 @@ class Parallel:
     return Mesh(np.asarray(self.devices), (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
   @property
-  def num_local(self) -> int:
-    return sum(device.process_index == jax.process_index() for device in self.devices)
+  def local_devices(self) -> tuple[jax.Device, ...]:
+    """Those of this process."""
+    return tuple(d for d in self.devices if d.process_index == jax.process_index())
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """Where replicated trees lie: what the mapped steps return them with.
+
+    pmap's results know nothing of other processes' devices.
+    """
+    devices = self.local_devices if self.mode == "pmap" else self.devices
+    return NamedSharding(Mesh(np.asarray(devices), (AXIS_NAME,)), PartitionSpec())
 
   def check_batch_size(self, batch_size: int, *, name: str, parts: int = 1) -> None:
     """Raises UsageError unless every device gets an equal batch of `parts` equal parts."""
@@ -52,7 +62,7 @@ class Parallel:
 
   def replicate(self, tree: PyTree) -> PyTree:
     """A copy of host or single-device arrays on every device; the originals stay valid."""
-    sharding = NamedSharding(self.mesh, PartitionSpec())
+    sharding = self.replicated
 
     def place(leaf: Any) -> jax.Array:
       host = np.asarray(jax.device_get(leaf))
@@ -63,14 +73,14 @@ class Parallel:
   def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """This process's part of a global batch, laid out for the mapped steps."""
     if self.mode == "pmap":
-      local = self.num_local
+      local = len(self.local_devices)
       return {k: v.reshape(local, v.shape[0] // local, *v.shape[1:]) for k, v in batch.items()}
     sharding = NamedSharding(self.mesh, PartitionSpec(AXIS_NAME))
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
   def compile(self, function: Callable[..., Any]) -> Any:
     """Compiles a function of replicated trees alone: every device computes the same results."""
-    return jax.jit(function, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+    return jax.jit(function, out_shardings=self.replicated)
 
   def map_step(self, step: Callable[..., Any], *, num_replicated: int, donate: bool) -> Any:
     """Maps `step(*replicated, batch)` over devices, compiled.

@@ -21,6 +21,7 @@ from bcgd_jax.optim import (
   cosine,
   growing_eta,
   growing_rho,
+  last_key_is_kernel,
   relax,
   step_decay,
 )
@@ -315,11 +316,13 @@ def _loss(phase: PhaseSettings, teacher: nn.Module | None) -> tuple[LossFn, AuxF
 
 
 def _learning_rate(phase: PhaseSettings, *, steps_per_epoch: float, num_steps: int) -> Schedule:
+  warmup = round(phase.warmup_epochs * steps_per_epoch)
   if phase.schedule == "step":
     boundaries = tuple(round(epoch * steps_per_epoch) for epoch in phase.decay_epochs)
-    return step_decay(phase.learning_rate, boundaries, factor=phase.decay_factor)
+    return step_decay(
+      phase.learning_rate, boundaries, factor=phase.decay_factor, warmup_steps=warmup
+    )
   if phase.schedule == "cosine":
-    warmup = round(phase.warmup_epochs * steps_per_epoch)
     return cosine(phase.learning_rate, max(1, num_steps), warmup_steps=warmup)
   return optax.constant_schedule(phase.learning_rate)
 
@@ -353,6 +356,7 @@ def _optimizer(
     rho=rho if blends else 0.0,
     momentum=phase.momentum,
     weight_decay=phase.weight_decay,
+    is_decayed=last_key_is_kernel if phase.decayed == "kernels" else None,
     alpha_rate=phase.alpha_rate,
     alpha_clip=phase.alpha_clip,
   )

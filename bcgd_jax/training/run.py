@@ -15,6 +15,7 @@ import numpy as np
 from bcgd_jax.data import BatchIterator, DataOptions, Dataset, eval_batches, load_dataset
 from bcgd_jax.errors import UsageError
 from bcgd_jax.training.checkpoint import CheckpointStore
+from bcgd_jax.training.distributed import check_processes, on_primary
 from bcgd_jax.training.evaluation import Score, score
 from bcgd_jax.training.parallel import Parallel
 from bcgd_jax.training.profiling import PROFILE_FOLDER, StepProfiler
@@ -37,6 +38,11 @@ def _ignore(*_: Any) -> None:
   """The hook that does nothing."""
 
 
+def _never(step: int) -> bool:
+  del step
+  return False
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
   """Calls at fixed places of a run, for tests and for tools that watch it.
@@ -44,13 +50,19 @@ class Hooks:
   Attributes:
     on_open: called once its input is checked and the folder is its own, before anything is trained.
     on_step: called with the number of steps done, after each step and before it is logged.
-    on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit.
+    on_checkpoint: called as ("written" | "committed", step) around a checkpoint's commit, from the
+      thread that writes it.
+    should_stop: called with the number of steps done after each step; where it returns True, on all
+      processes at the same step, the run saves and raises PreemptedError.
+    slow: a context around whatever takes long without a step: compilation, saving, evaluation.
     profiler: begins and ends a trace at its steps.
   """
 
   on_open: Callable[[], None] = _ignore
   on_step: Callable[[int], None] = _ignore
   on_checkpoint: Callable[[str, int], None] = _ignore
+  should_stop: Callable[[int], bool] = _never
+  slow: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
   profiler: StepProfiler = dataclasses.field(
     default_factory=lambda: StepProfiler(Path(PROFILE_FOLDER), None)
   )
@@ -80,11 +92,6 @@ def open_run(
 ) -> Run:
   """Checks everything that can be checked before compilation, and reads the dataset."""
   settings = parse_settings(config)
-  if jax.process_count() > 1:
-    raise UsageError(
-      f"this loop must run in one process, got {jax.process_count()}; the mapped steps of "
-      "bcgd_jax.training.parallel work over several."
-    )
   parallel = Parallel(settings.parallel, tuple(devices or jax.devices()))
   data = settings.data
   for phase in settings.phases.values():
@@ -108,8 +115,9 @@ def open_run(
   )
   hooks = hooks or Hooks()
   hooks.profiler.check_steps(phases[-1].last_step)
-  open_workdir(workdir, config)
+  on_primary(lambda: open_workdir(workdir, config), what=f"opening {workdir}")
   hash_ = config_hash(config)
+  check_processes(workdir, config_hash=hash_)
   store = CheckpointStore(
     workdir / CHECKPOINTS_FOLDER,
     config_hash=hash_,
@@ -138,6 +146,10 @@ def make_data_options(settings: RunSettings) -> DataOptions:
     manual_dir=data.manual_dir,
     validation_examples=data.validation_examples,
     train_examples=data.train_examples,
+    image_size=data.image_size,
+    eval_resize=data.eval_resize,
+    min_crop_area=data.min_crop_area,
+    max_bad_fraction=data.max_bad_fraction,
     pad=data.pad,
     flip=data.flip,
     batch_size=data.batch_size,
@@ -186,7 +198,11 @@ def map_eval_step(run: Run, phase: Phase) -> EvalStep:
 
 def train_images(run: Run, num_batches: int) -> Iterator[np.ndarray]:
   """The first training images, not augmented, in whole batches; the same on every process."""
-  batches = eval_batches(run.dataset.train, batch_size=run.settings.data.batch_size)
+  batches = eval_batches(
+    run.dataset.train,
+    batch_size=run.settings.data.batch_size,
+    max_bad_fraction=run.settings.data.max_bad_fraction,
+  )
   with contextlib.closing(batches):
     for batch in itertools.islice(batches, num_batches):
       yield batch["image"][batch["mask"]]
@@ -207,13 +223,22 @@ def abstract_state(run: Run, phase: Phase) -> TrainState:
 
 
 def abstract_tree(run: Run, phase: Phase) -> PyTree:
-  """Shapes and dtypes of what a checkpoint of a phase holds: {"state", "best"}."""
+  """Shapes and dtypes of what a checkpoint of a phase holds: {"state", "best", "codes"}.
+
+  "codes" are those of the quantized weights at the last log, by path.
+  """
   state = abstract_state(run, phase)
+  params = jax.eval_shape(phase.float_params, state)
+  leaves = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  codes = {path: jax.ShapeDtypeStruct(leaves[path].shape, jnp.int8) for path in phase.quantizers}
   if run.settings.selection == "last":
-    return {"state": state, "best": None}
+    return {"state": state, "best": None, "codes": codes}
   variables = jax.eval_shape(lambda s: eval_variables(s, phase.float_params), state)
   best = {"variables": variables, "accuracy": jax.ShapeDtypeStruct((), jnp.float32)}
-  return {"state": state, "best": best}
+  return {"state": state, "best": best, "codes": codes}
 
 
 def score_split(run: Run, mapped: EvalStep, variables: PyTree, split: str) -> Score:
@@ -229,4 +254,6 @@ def split_batches(run: Run, split: str) -> BatchIterator:
     batch_size=run.settings.data.eval_batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    num_workers=run.settings.data.num_workers,
+    max_bad_fraction=run.settings.data.max_bad_fraction,
   )

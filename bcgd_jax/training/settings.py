@@ -256,8 +256,11 @@ def to_json(config: Mapping[str, Any]) -> str:
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
   """The configuration without the keys that may differ from one start of a run to the next.
 
-  Where prepared data lies and how many processes read it change no batch.
+  Where prepared data lies and how many processes read it change no batch. The record of imported
+  weights has no such keys.
   """
+  if "data" not in config:
+    return dict(config)
   data = {key: value for key, value in config["data"].items() if key not in _PLACES}
   return {**config, "data": data}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bcgd_jax.errors import TrainingError
 from bcgd_jax.training.evaluation import Score
-from bcgd_jax.training.metrics import MetricsWriter
+from bcgd_jax.training.metrics import MetricsSink
 from bcgd_jax.training.recipe import Phase
 from bcgd_jax.training.run import Run, load_teacher, map_eval_step, score_split
 from bcgd_jax.training.state import TrainState, eval_variables
@@ -22,18 +22,29 @@ from bcgd_jax.training.watch import CodeWatch, DeadWatch
 
 PyTree = Any
 
+# Steps handed to the devices before the first of them has ended: enough to keep them busy, few
+# enough that a step which never ends is noticed.
+_MAX_STEPS_AHEAD = 4
+
 
 class Trainer:
   """Steps of one phase, with the metrics since the last log."""
 
-  def __init__(self, run: Run, phase: Phase, writer: MetricsWriter, state: TrainState) -> None:
+  def __init__(
+    self,
+    run: Run,
+    phase: Phase,
+    writer: MetricsSink,
+    state: TrainState,
+    codes: Mapping[str, jax.Array] | None,
+  ) -> None:
     """
     Args:
       run: the run.
       phase: the phase to train.
       writer: of the metrics.
-      state: what the phase starts or goes on from, replicated. Where it comes from a checkpoint, it
-        must be that of a log, so that a resumed run writes the same changes of codes.
+      state: what the phase starts or goes on from, replicated.
+      codes: those of the quantized weights at the last log, replicated; None for a new phase.
     """
     self._run, self._phase, self._writer = run, phase, writer
     options = phase.options
@@ -43,9 +54,9 @@ class Trainer:
     self._teacher = run.parallel.replicate(load_teacher(run, phase))
     self._eval = map_eval_step(run, phase)
     self.eval_steps = _eval_steps(phase, run.settings.eval_every_epochs)
-    self._codes = CodeWatch(run.parallel, phase.quantizers, phase.float_params(state))
+    self._codes = CodeWatch(run.parallel, phase.quantizers, phase.float_params(state), codes)
     self._dead = DeadWatch(run, phase)
-    self._window: list[dict[str, jax.Array]] = []
+    self._window: list[dict[str, Any]] = []
     self._step = int(state.step)
     self._compiled = False
     self._timed_steps = 0
@@ -60,12 +71,28 @@ class Trainer:
     yield
     self._clock += time.perf_counter() - start
 
+  @property
+  def codes(self) -> dict[str, jax.Array]:
+    """The codes of the quantized weights at the last log, which a checkpoint has to keep."""
+    return self._codes.codes
+
   def step(self, state: TrainState, batches: Iterator[Mapping[str, np.ndarray]]) -> TrainState:
     """Takes one step on the next of `batches`."""
+    if self._compiled:
+      return self._take_step(state, batches)
+    with self._run.hooks.slow():
+      state = jax.block_until_ready(self._take_step(state, batches))
+    self._compiled = True
+    self._restart_clock()
+    return state
+
+  def _take_step(
+    self, state: TrainState, batches: Iterator[Mapping[str, np.ndarray]]
+  ) -> TrainState:
     profiler = self._run.hooks.profiler
     self._step += 1
     if profiler.begins_with(self._step):
-      with self.untimed():
+      with self.untimed(), self._run.hooks.slow():
         profiler.start()
     with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
       start = time.perf_counter()
@@ -73,16 +100,21 @@ class Trainer:
       self._waited += time.perf_counter() - start
       state, metrics = self._train(state, self._teacher, self._run.parallel.place_batch(batch))
     self._window.append(metrics)
-    if self._compiled:
-      self._timed_steps += 1
-    else:
-      jax.block_until_ready(metrics)
-      self._compiled = True
-      self._restart_clock()
+    self._timed_steps += 1
     if profiler.ends_with(self._step):
-      with self.untimed():
+      with self.untimed(), self._run.hooks.slow():
         profiler.stop()
+    if len(self._window) > _MAX_STEPS_AHEAD:
+      jax.block_until_ready(self._window[-1 - _MAX_STEPS_AHEAD])
     return state
+
+  def window(self) -> list[dict[str, float]]:
+    """The metrics of the steps since the last log, which a checkpoint between logs has to keep."""
+    return [{k: float(v) for k, v in metrics.items()} for metrics in jax.device_get(self._window)]
+
+  def restore_window(self, window: list[dict[str, float]]) -> None:
+    """Goes on from what `window` returned; the metrics are float32, so nothing is lost."""
+    self._window = [{k: np.float32(v) for k, v in metrics.items()} for metrics in window]
 
   def log(self, step: int, state: TrainState) -> dict[str, float]:
     """Writes the means since the last log; raises TrainingError where one is not finite."""
@@ -118,12 +150,12 @@ class Trainer:
     """
     phase = self._phase
     variables = eval_variables(state, phase.float_params)
-    with self.untimed():
+    with self.untimed(), self._run.hooks.slow():
       dead = self._dead.measure(variables)
     self._writer.write({"step": step, "phase": phase.name, "kind": "dead", "dead": dead})
     if not self._run.settings.data.validation_examples:
       return best
-    with self.untimed():
+    with self.untimed(), self._run.hooks.slow():
       found = score_split(self._run, self._eval, variables, "validation")
     self._writer.write(validation_record(phase, step, found))
     if best is None or np.float32(found.accuracy) <= np.asarray(best["accuracy"]):
@@ -134,9 +166,9 @@ class Trainer:
     """Speed of the steps since the last log; the one that compiled does not count.
 
     "input_wait_share" is the fraction of that time in which the loop waited for the next batch.
-    Steps are dispatched ahead of the devices, so that such a wait costs nothing while these are
-    still busy: the share bounds from above what the input costs. Near 1, steps come at the pace of
-    the input; well below 1, at that of the devices.
+    Some steps are dispatched ahead of the devices, so that such a wait costs nothing while these
+    are still busy: the share bounds from above what the input costs. Near 1, steps come at the pace
+    of the input; well below 1, at that of the devices.
     """
     if not self._timed_steps:
       return {}

@@ -5,7 +5,7 @@ tree by the same error, so trees are compared here and files by the manifest, be
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def fetch_arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Leaves as NumPy arrays, but for those split over several processes: Orbax gathers these.
 
   A replicated array is fetched whole from one device, so that its layout leaves no trace on disk.
+  The copies are the caller's own: what they were made from may be donated to the next step.
   """
   split = {
     path: leaf
@@ -105,12 +106,17 @@ def fetch_arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
   }
   host = jax.device_get({path: leaf for path, leaf in leaves.items() if path not in split})
-  return {path: np.asarray(leaf) for path, leaf in host.items()} | split
+  # device_get gives views of a CPU device's memory
+  return {path: np.array(leaf) for path, leaf in host.items()} | split
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-  """Writes arrays into the new directory `path`; every process calls it.
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Callable[[], None]:
+  """Starts to write arrays into the new directory `path`; every process calls it.
 
+  NumPy arrays are written by process 0, arrays that are split over processes by all of them.
+
+  Returns:
+    A function that waits until all processes have written, and raises what went wrong.
   Raises:
     ValueError: if no array has a value in it.
   """
@@ -121,7 +127,12 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
   # A flat dict: Orbax joins the keys of nested ones by ".", so that {"a.b": x, "a": {"b": y}}
   # would store both leaves in one place.
   with _make_context():
-    ocp.save(path, filled, checkpointable_name=ORBAX_ITEM)
+    response = ocp.save_async(path, filled, checkpointable_name=ORBAX_ITEM)
+
+  def wait() -> None:
+    response.result()
+
+  return wait
 
 
 def read_arrays(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarray]:

@@ -36,23 +36,35 @@ class CodeWatch:
   """
 
   def __init__(
-    self, parallel: Parallel, quantizers: Mapping[str, WeightQuantizer], params: PyTree
+    self,
+    parallel: Parallel,
+    quantizers: Mapping[str, WeightQuantizer],
+    params: PyTree,
+    codes: Mapping[str, jax.Array] | None,
   ) -> None:
-    """Takes the codes of `params` as the first ones to compare with.
-
+    """
     Args:
       parallel: of the run.
       quantizers: of the scored network, by path; where there are none nothing is compared.
       params: float weights, replicated.
+      codes: the first ones to compare with, replicated; None takes those of `params`.
     """
     self._compare = parallel.compile(functools.partial(count_changes, quantizers=quantizers))
     leaves = _leaves_by_path(params)
     self._sizes = {path: leaves[path].size for path in quantizers}
+    if codes is not None:
+      self._codes = dict(codes)
+      return
     # compared with zeros and the counts dropped: one program compiled instead of two
     self._codes = parallel.replicate(
       {path: np.zeros(leaves[path].shape, np.int8) for path in quantizers}
     )
     self.update(params)
+
+  @property
+  def codes(self) -> dict[str, jax.Array]:
+    """int8 codes by path, as of the last `update`."""
+    return self._codes
 
   def update(self, params: PyTree) -> CodeChanges | None:
     """What changed since the call before; None where no weight is quantized."""

@@ -1,6 +1,6 @@
 """The paper's rows on ImageNet: ResNet-18 with 1-bit weights and 4-bit activations, and relatives.
 
-Nobody has run them with this code: the version has no ImageNet reader yet.
+Nobody has run them with this code.
 """
 
 from bcgd_jax.suites import Row, Suite

@@ -5,7 +5,7 @@ import optax
 from absl.testing import parameterized
 
 from bcgd_jax import numerics
-from bcgd_jax.optim import bcgd, last_key_is_alpha
+from bcgd_jax.optim import bcgd, last_key_is_alpha, last_key_is_kernel
 
 KERNEL = "conv/kernel"
 project = numerics.make_projection({KERNEL: numerics.Binary()})
@@ -87,6 +87,41 @@ class BcgdTest(parameterized.TestCase):
     self.assertEqual(set(seen), {"conv/bias", KERNEL, "relu/alpha"})
     np.testing.assert_allclose(got["conv"]["bias"], [2.0 + 0.05], rtol=1e-6)
     np.testing.assert_allclose(got["relu"]["alpha"], 0.5 - 1.0, rtol=1e-6)
+
+  def test_is_decayed_chooses_by_path(self):
+    decay = 0.5
+    optimizer = bcgd(
+      0.1,
+      project,
+      rho=0.0,
+      momentum=0.0,
+      weight_decay=decay,
+      is_decayed=last_key_is_kernel,
+    )
+    grads = jax.tree.map(jnp.zeros_like, make_grads())
+    got = run(optimizer, params=make_params(), grads=grads)
+    kernel = np.array([0.5, -1.5])
+    np.testing.assert_allclose(got["conv"]["kernel"], kernel - 0.1 * decay * kernel, rtol=1e-6)
+    np.testing.assert_array_equal(got["conv"]["bias"], [2.0])
+    np.testing.assert_array_equal(got["relu"]["alpha"], 0.5)
+
+  def test_decay_acts_on_the_blended_kernel(self):
+    optimizer = bcgd(
+      0.1, project, rho=1.0, momentum=0.0, weight_decay=0.5, is_decayed=last_key_is_kernel
+    )
+    grads = jax.tree.map(jnp.zeros_like, make_grads())
+    got = run(optimizer, params=make_params(), grads=grads)
+    np.testing.assert_allclose(got["conv"]["kernel"], 0.95 * np.array([1.0, -1.0]), rtol=1e-6)
+
+  @parameterized.parameters(
+    ("kernel", True),
+    ("a/b/kernel", True),
+    ("kernel/scale", False),
+    ("a/my_kernel", False),
+    ("a/bias", False),
+  )
+  def test_last_key_is_kernel(self, path, expected):
+    self.assertEqual(last_key_is_kernel(path), expected)
 
   @parameterized.parameters(
     ("alpha", True),

@@ -26,6 +26,14 @@ class ScheduleTest(parameterized.TestCase):
     # An odd boundary that float32 cannot hold.
     self.check(step_decay(1.0, (2**24 + 1,), factor=0.5), {2**24: 1.0, 2**24 + 1: 0.5})
 
+  def test_step_decay_with_warmup(self):
+    rise = {t: 0.4 * t / 10 for t in range(10)}
+    steps = {10: 0.4, 29: 0.4, 30: 0.04, 49: 0.04, 50: 0.004, 10**6: 0.004}
+    self.check(step_decay(0.4, [30, 50], factor=0.1, warmup_steps=10), rise | steps)
+    # A boundary within the rise: the product of both.
+    overlap = {0: 0.0, 1: 0.1, 2: 0.1, 3: 0.15, 4: 0.2, 5: 0.2}
+    self.check(step_decay(0.4, [2], factor=0.5, warmup_steps=4), overlap)
+
   def test_cosine(self):
     expected = {t: 0.4 * (1 + math.cos(math.pi * t / 50)) / 2 for t in range(51)}
     self.check(cosine(0.4, 50), expected | {60: 0.0})
@@ -63,6 +71,11 @@ class ScheduleTest(parameterized.TestCase):
     ("factor", lambda: step_decay(0.1, [1], factor=0.0), "factor must be above 0"),
     ("boundary", lambda: step_decay(0.1, [0], factor=0.1), "boundaries_steps must be at least 1"),
     ("order", lambda: step_decay(0.1, [5, 5], factor=0.1), "must be strictly increasing"),
+    (
+      "step_warmup",
+      lambda: step_decay(0.1, [1], factor=0.1, warmup_steps=-1),
+      "warmup_steps must be at least 0, got -1",
+    ),
     ("cosine_init", lambda: cosine(float("nan"), 10), "init must be at least 0"),
     ("total", lambda: cosine(0.1, 0), "total_steps must be at least 1"),
     ("warmup", lambda: cosine(0.1, 10, warmup_steps=-1), "warmup_steps must be at least 0"),
@@ -92,6 +105,11 @@ class ScheduleTest(parameterized.TestCase):
       make()
 
   @parameterized.named_parameters(
+    (
+      "warmup",
+      lambda: step_decay(0.1, [1], factor=0.1, warmup_steps=2.5),
+      "warmup_steps must be a whole number, got 2.5",
+    ),
     ("steps", lambda: cosine(0.1, 10.5), "total_steps must be a whole number, got 10.5"),
     ("init", lambda: cosine("0.1", 10), "init must be a number, got '0.1'"),
   )

@@ -23,7 +23,7 @@ def describe_environment() -> dict[str, Any]:
     **versions,
     "device": processor_name() if devices[0].platform == "cpu" else devices[0].device_kind,
     "num_devices": len(devices),
-    "cpu_cores": _usable_cores(),
+    "cpu_cores": usable_cores(),
   }
 
 
@@ -59,7 +59,8 @@ def processor_name() -> str:
   return platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+  """Cores that this process may run on."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

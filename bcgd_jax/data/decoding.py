@@ -1,0 +1,76 @@
+"""Encoded images as RGB pixels."""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from bcgd_jax.data.crops import Box
+from bcgd_jax.data.jpeg_header import cut_below
+
+
+class BadImageError(Exception):
+  """Bytes that are not a whole image."""
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+  """The pixels of a JPEG, PNG or other file that Pillow reads.
+
+  JPEG by libjpeg-turbo; where it fails, by Pillow. Gray becomes RGB, CMYK and palettes are
+  converted, transparency is dropped. The orientation that a camera notes in EXIF is not applied, as
+  torchvision's loader and TFDS do not apply it.
+
+  Args:
+    data: the file.
+  Returns:
+    uint8 [H, W, 3].
+  Raises:
+    BadImageError: if the file is empty, truncated or no image.
+  """
+  try:
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+    return pixels
+  except ValueError:  # another format, or damaged: Pillow tells which
+    return _decode_with_pillow(data)
+
+
+def decode_crop(data: bytes, draw: Callable[[int, int], Box]) -> tuple[np.ndarray, Box]:
+  """The pixels of an image down to the end of a part of it, and that part.
+
+  As `decode_rgb`, but faster: rows below the part may be missing, and the inverse cosine transform
+  is the fast one, TensorFlow's default (values differ by a level or two of 255). To train on, not
+  to score.
+
+  Args:
+    data: the file.
+    draw: (width, height) -> the part.
+  Returns:
+    uint8 [at least top + height of the part, W, 3], and the part.
+  Raises:
+    BadImageError: as `decode_rgb`; damage inside a file that is not cut off may stay unnoticed.
+  """
+  try:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    pixels = _decode_with_pillow(data)
+    return pixels, draw(pixels.shape[1], pixels.shape[0])
+  box = draw(width, height)
+  cut = cut_below(data, box[1] + box[3])
+  try:
+    return simplejpeg.decode_jpeg(cut or data, "RGB", fastdct=True, strict=cut is None), box
+  except ValueError:
+    return _decode_with_pillow(data), box
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+  try:
+    with warnings.catch_warnings():
+      # palettes with transparency, odd EXIF: told of once a file, and nothing to be done
+      warnings.simplefilter("ignore")
+      with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    raise BadImageError(str(error)) from error

@@ -1,0 +1,147 @@
+"""Decoding and cropping: pixels equal to the reference's, odd files, damaged ones."""
+
+import io
+import math
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcgd_jax.benchmarks.photographs import load_photographs
+from bcgd_jax.data.crops import center_crop, draw_crop, resize_crop
+from bcgd_jax.data.decoding import BadImageError, decode_rgb
+
+
+@pytest.fixture(scope="module")
+def photograph():
+  return Image.fromarray(load_photographs()["coffee"])  # 600 x 400
+
+
+def encode(image, kind, **options):
+  target = io.BytesIO()
+  image.save(target, format=kind, **options)
+  return target.getvalue()
+
+
+def torchvision_evaluation(image, resize, size):
+  """Resize(resize) and CenterCrop(size) on a PIL image, by torchvision's documentation."""
+  w, h = image.size
+  target = (resize, int(resize * h / w)) if w <= h else (int(resize * w / h), resize)
+  if min(w, h) != resize:
+    image = image.resize(target, Image.Resampling.BILINEAR)
+  w, h = image.size
+  if w < size or h < size:
+    x, y = max(size - w, 0), max(size - h, 0)
+    padded = Image.new("RGB", (max(w, size), max(h, size)))
+    padded.paste(image, (x // 2, y // 2))
+    image, (w, h) = padded, padded.size
+  left, top = int(round((w - size) / 2.0)), int(round((h - size) / 2.0))  # noqa: RUF046
+  return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize(
+  ("width", "height", "resize", "size"),
+  [
+    (600, 400, 256, 224),
+    (400, 600, 256, 224),
+    (333, 500, 256, 224),
+    (257, 256, 256, 224),
+    (256, 256, 256, 224),
+    (75, 50, 73, 64),
+    (31, 20, 256, 224),
+    (500, 375, 64, 96),
+    (1, 1, 73, 64),
+  ],
+)
+def test_center_crop_is_torchvisions_pixel_for_pixel(photograph, width, height, resize, size):
+  image = photograph.resize((width, height))
+  found = center_crop(np.asarray(image), resize=resize, size=size)
+  expected = torchvision_evaluation(image, resize, size)
+  np.testing.assert_array_equal(found, expected)
+  assert found.shape == (size, size, 3)
+
+
+def test_drawn_crops_are_inside_and_have_the_distribution_that_is_stated():
+  rng = np.random.default_rng(0)
+  boxes = np.array([draw_crop(rng, width=500, height=375, min_area=0.08) for _ in range(4000)])
+  left, top, width, height = boxes.T
+  assert min(left.min(), top.min()) == 0
+  assert (left + width).max() == 500
+  assert (top + height).max() == 375
+  areas, ratios = width * height / (500 * 375), width / height
+  assert 0.078 < areas.min() < 0.09
+  assert areas.max() < 1.0
+  assert 0.74 < ratios.min() < 0.77
+  assert 1.3 < ratios.max() < 1.35
+  # a uniform area and a log-uniform ratio, less what did not fit: larger areas fail more often
+  small = areas < 0.5
+  assert np.mean(areas[small]) == pytest.approx((0.08 + 0.5) / 2, abs=0.01)
+  assert np.mean(np.log(ratios[small])) == pytest.approx(0.0, abs=0.02)
+  assert np.std(np.log(ratios[small])) == pytest.approx(math.log(16 / 9) / math.sqrt(12), abs=0.01)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 500), (500, 1), (2, 3)])
+def test_drawn_crops_of_tiny_and_extreme_images_are_inside(width, height):
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    left, top, w, h = draw_crop(rng, width=width, height=height, min_area=0.08)
+    assert w >= 1
+    assert h >= 1
+    assert 0 <= left <= width - w
+    assert 0 <= top <= height - h
+
+
+def test_resized_crop_keeps_the_picture(photograph):
+  pixels = np.asarray(photograph)
+  for box in ((0, 0, 600, 400), (100, 50, 224, 224), (100, 50, 120, 90)):
+    found = resize_crop(pixels, box, size=96).astype(float)
+    part = photograph.crop((box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    expected = np.asarray(part.resize((96, 96), Image.Resampling.BILINEAR), float)
+    assert np.abs(found - expected).mean() < 6  # of 255; Pillow averages at every scale below 1
+  exact = resize_crop(pixels, (7, 9, 96, 96), size=96)
+  np.testing.assert_array_equal(exact, pixels[9:105, 7:103])
+
+
+def test_jpeg_decodes_as_pillow_does(photograph):
+  data = encode(photograph, "JPEG", quality=90, subsampling=0)
+  expected = np.asarray(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(decode_rgb(data), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "1", "I;16"])
+def test_every_mode_becomes_rgb(photograph, mode):
+  small = photograph.resize((40, 30))
+  if mode in ("L", "CMYK"):
+    data = encode(small.convert(mode), "JPEG")
+  elif mode == "I;16":
+    data = encode(Image.fromarray(np.asarray(small.convert("L"), np.uint16)), "PNG")
+  else:
+    data = encode(small.convert(mode), "PNG")  # in disguise: the name of a file is not looked at
+  pixels = decode_rgb(data)
+  assert pixels.shape == (30, 40, 3)
+  assert pixels.dtype == np.uint8
+  if mode in ("L", "CMYK", "RGBA"):
+    assert np.abs(pixels.astype(float).mean() - np.asarray(small, float).mean()) < 8
+
+
+def test_orientation_in_exif_is_not_applied(photograph):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by 90 degrees
+  data = encode(photograph.resize((40, 30)), "JPEG", exif=exif)
+  assert decode_rgb(data).shape == (30, 40, 3)
+
+
+def test_damaged_files_are_bad(photograph):
+  whole = encode(photograph, "JPEG")
+  rng = random.Random(0)
+  for data in (
+    b"",
+    b"no image",
+    rng.randbytes(1000),
+    whole[: len(whole) // 2],
+    whole[:100],
+    encode(photograph.resize((40, 30)), "PNG")[:200],
+  ):
+    with pytest.raises(BadImageError):
+      decode_rgb(data)
