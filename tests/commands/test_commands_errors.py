@@ -53,6 +53,7 @@ BAD_FLAGS = {
   ),
   "tensorflow_absent": (["--config.data.dataset=cifar10"], ["cifar10", "TensorFlow", "bcgd_jax"]),
   "no_config_file": (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+  "profile_steps": (["--profile_steps=5,3"], ["--profile_steps", "FIRST <= LAST", "'5,3'"]),
   "stray_argument": (["stray"], ["stray"]),
 }
 

@@ -18,7 +18,8 @@ def data_dir(tmp_path_factory):
 def run(data_dir, tmp_path_factory):
   """A finished tiny run: (workdir, what main printed)."""
   workdir = tmp_path_factory.mktemp("run") / "tiny"
-  done = run_command("main", *TINY, f"--workdir={workdir}", data_dir=data_dir)
+  flags = [f"--workdir={workdir}", "--profile_steps=2,3"]
+  done = run_command("main", *TINY, *flags, data_dir=data_dir)
   assert done.returncode == 0, done.stderr
   return workdir, done
 
@@ -61,6 +62,7 @@ def test_report_and_events_are_there(run):
   for name in ("curves.png", "weights.png", "alpha.png", "report.html"):
     assert (workdir / "report" / name).stat().st_size > 1000
   assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+  assert len(list((workdir / "profile").rglob("*.trace.json.gz"))) == 1
 
 
 def test_finished_run_says_so_and_changes_nothing(run, data_dir):
