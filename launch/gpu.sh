@@ -104,7 +104,7 @@ num_gpus=$(count_gpus)
 command=("$environment/bin/python" -u -m bcgd_jax.main
   --expected_platform=gpu "--expected_devices=$num_gpus" "${arguments[@]}")
 if [ -n "$dry_run" ]; then
-  printf '+%s\n' "$(printf ' %q' "${command[@]}")"
+  echo "+ $(quoted "${command[@]}")"
 else
   train "${command[@]}"
 fi

@@ -71,6 +71,19 @@ count_restart() {
   fi
 }
 
+# quoted COMMAND...: one line that a shell reads as these words.
+quoted() {
+  local word line=""
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      line+=" $word"
+    else
+      line+=" ${word@Q}"
+    fi
+  done
+  printf '%s\n' "${line# }"
+}
+
 # run_child COMMAND...: runs it, passes TERM on to it and TERM for INT (a shell's background processes
 # ignore INT); sets child_status, and stop_signal to TERM or INT where one came.
 run_child() {

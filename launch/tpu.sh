@@ -129,7 +129,7 @@ check_train_flags() {
     esac
   done
   [ -n "$config" ] || usage_error "-- --config=configs/X.py is missing"
-  if [ -z "${flag[allow_dirty]}" ] && [ -n "$(git -C "$root" status --porcelain)" ]; then
+  if [ -z "${flag[allow_dirty]}${flag[dry_run]}" ] && [ -n "$(git -C "$root" status --porcelain)" ]; then
     usage_error "changes that are not committed would not be copied: commit them, or --allow_dirty"
   fi
 }

@@ -5,7 +5,7 @@
 # run COMMAND...: runs it; a dry run prints it.
 run() {
   if [ -n "${flag[dry_run]}" ]; then
-    printf '+%s\n' "$(printf ' %q' "$@")" >&3
+    echo "+ $(quoted "$@")" >&3
   else
     "$@"
   fi
@@ -100,26 +100,29 @@ wait_for_ssh() {
 on_host() {
   local index=$1
   shift
-  host_shell "$index" "$(printf '%q ' "$@" | sed 's/ $//')" </dev/null
+  host_shell "$index" "$(quoted "$@")" </dev/null
 }
 
 # each_host COMMAND...: on all hosts at once; what host I prints goes to $scratch/said.I and is shown.
 each_host() {
   local i pids=() failed=0
   for ((i = 0; i < flag[hosts]; i++)); do
-    on_host "$i" "$@" >"$scratch/said.$i" 2>"$scratch/warned.$i" &
-    pids+=($!)
-    # one after the other, or the lines would mix
-    [ -z "${flag[dry_run]}" ] || wait
+    if [ -n "${flag[dry_run]}" ]; then
+      on_host "$i" "$@" # one after the other, or the lines would mix
+    else
+      on_host "$i" "$@" >"$scratch/said.$i" 2>"$scratch/warned.$i" &
+      pids+=($!)
+    fi
   done
-  for ((i = 0; i < flag[hosts]; i++)); do
+  for i in "${!pids[@]}"; do
     wait "${pids[i]}" || failed=1
     sed "s/^/[host $i] /" "$scratch/said.$i" "$scratch/warned.$i"
   done
   return $failed
 }
 
-host_tool=(bash bcgd_jax/launch/tpu_host.sh)
+host_script=bcgd_jax/launch/tpu_host.sh
+host_tool=(bash "$host_script")
 
 # Copies the commit, installs, compares versions, brings data and workdir: all that a start needs.
 prepare_hosts() {
@@ -154,7 +157,7 @@ compare_versions() {
   local i
   steady each_host "${host_tool[@]}" versions
   for ((i = 1; i < flag[hosts]; i++)); do
-    if ! cmp -s "$scratch/said.0" "$scratch/said.$i"; then
+    if [ -z "${flag[dry_run]}" ] && ! cmp -s "$scratch/said.0" "$scratch/said.$i"; then
       echo "error: host $i has other versions than host 0." >&2
       exit 1
     fi

@@ -33,7 +33,11 @@ start_on_hosts() {
 
 # poll INDEX FROM: sets run_state, run_status, run_step and log_bytes; the log goes to $scratch/poll.
 poll() {
-  on_host "$1" "${host_tool[@]}" status "$(remote_workdir)" "$2" >"$scratch/poll" || return 1
+  local ask_status
+  ask_status=$(quoted "${host_tool[@]}" status "$(remote_workdir)" "$2")
+  # a new machine has no script yet; that must not look like a dropped connection, nor the reverse
+  on_host "$1" bash -c "if [ -e $host_script ]; then $ask_status; else echo bcgd-status none - -1 0; fi" \
+    >"$scratch/poll" || return 1
   if [ -n "${flag[dry_run]}" ]; then
     run_state=$dry_state run_status=0 run_step=-1 log_bytes=0
     return
@@ -110,7 +114,8 @@ step_now() {
 train_on_machine() {
   local dry_state=none state
   ensure_machine first
-  if poll 0 0 && [ "$run_state" = running ]; then
+  steady poll 0 0
+  if [ "$run_state" = running ]; then
     echo "A run is going on there: following it."
     offset=0
   else
