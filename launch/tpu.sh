@@ -12,6 +12,7 @@ if [ "${BASH_VERSINFO[0]}" -lt 5 ]; then
 fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/launch/restart.sh"
+. "$root/launch/tpu_bucket.sh"
 . "$root/launch/tpu_machine.sh"
 . "$root/launch/tpu_run.sh"
 
@@ -135,6 +136,7 @@ check_train_flags() {
 }
 
 main() {
+  exec 3>&1 # for commands that a dry run prints from inside $(...)
   parse_flags "$@"
   check_flags
   default_flag output "runs/${flag[name]}"
@@ -149,7 +151,6 @@ main() {
   fi
   export CLOUDSDK_CORE_DISABLE_PROMPTS=1 # nobody watches: a question would wait for ever
   scratch=$(mktemp -d)
-  exec 3>&1 # for commands that a dry run prints from inside $(...)
   trap say_what_is_left EXIT
   say_price
   train_on_machine

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/restart.sh
+. launch/tpu_bucket.sh
 
 environment=$HOME/bcgd_env
 notes=$HOME/bcgd_run
@@ -61,17 +62,9 @@ install_gcsfuse() {
 
 # restore URL: brings the workdir of a machine that is gone; a local one is newer and stays.
 restore() {
-  local url=$1 said
-  if [ -e "$HOME/bcgd_workdir" ]; then
+  local url=$1
+  if [ -e "$HOME/bcgd_workdir" ] || ! has_objects "$url"; then
     return
-  fi
-  if ! said=$(gcloud storage ls "$url/" 2>&1); then
-    case $said in
-      *"matched no objects"*) return ;; # a new run
-    esac
-    # anything else must not pass for a new run: its first copy would replace the old one
-    printf 'error: cannot look into %s: %s\n' "$url" "$said" >&2
-    return 1
   fi
   rm -rf "$HOME/bcgd_workdir.part"
   mkdir "$HOME/bcgd_workdir.part"
@@ -106,10 +99,8 @@ keep_saving() {
     sleep "${SAVE_SECONDS:-300}" &
     nap=$!
     wait "$nap" || true
-    if [ -d "$HOME/bcgd_workdir" ]; then
-      # the next round makes good what this one could not: files change while they are copied
-      save "$url" || echo "warning: copying to $url failed; trying again."
-    fi
+    # the next round makes good what this one could not: files change while they are copied
+    save "$url" || echo "warning: copying to $url failed; trying again."
     copy_log "$url" || echo "warning: copying the log to $url failed; trying again."
   done
 }
@@ -120,7 +111,7 @@ start() {
     return # the connection dropped after the start
   fi
   rm -f "$notes/pid" "$notes/status"
-  mkdir -p "$notes"
+  mkdir -p "$notes" "$HOME/bcgd_workdir"
   printf '%s-%s\n' "$(hostname)" "$(date +%Y%m%dT%H%M%S)" >"$notes/name"
   nohup setsid bash launch/tpu_host.sh supervise "$@" </dev/null >>"$notes/log" 2>&1 &
   local tries

@@ -53,7 +53,7 @@ follow() {
   while :; do
     if poll 0 "$offset"; then
       failures=0
-      sed '1,/^bcgd-status /d' "$scratch/poll"
+      awk 'shown; /^bcgd-status / { shown = 1 }' "$scratch/poll"
       offset=$log_bytes
       if [ "$run_state" != running ]; then
         collect_statuses
@@ -155,12 +155,9 @@ finish() {
     steady on_host 0 "${host_tool[@]}" save "${flag[bucket]}"
   fi
   if [ -n "${flag[bucket]}" ]; then
-    run mkdir -p "${flag[output]}"
-    run gcloud storage rsync --recursive "${flag[bucket]}" "${flag[output]}"
+    bring_from_bucket
   elif [ "$state" = ready ]; then
-    run mkdir -p "${flag[output]}"
-    on_host 0 tar -C bcgd_workdir -czf - . >"$scratch/workdir.tar.gz"
-    run tar -xzf "$scratch/workdir.tar.gz" -C "${flag[output]}"
+    bring_from_host
   fi
   if [ -z "${flag[keep]}" ]; then
     [ "$state" = none ] || delete_machine
@@ -173,6 +170,20 @@ finish() {
     echo "The run ended with status $status; what there is of its workdir is in ${flag[output]}."
   fi
   exit "$status"
+}
+
+bring_from_bucket() {
+  # a run that failed at once wrote nothing
+  if [ -n "${flag[dry_run]}" ] || has_objects "${flag[bucket]}"; then
+    run mkdir -p "${flag[output]}"
+    run gcloud storage rsync --recursive "${flag[bucket]}" "${flag[output]}"
+  fi
+}
+
+bring_from_host() {
+  run mkdir -p "${flag[output]}"
+  on_host 0 tar -C bcgd_workdir -czf - . >"$scratch/workdir.tar.gz"
+  run tar -xzf "$scratch/workdir.tar.gz" -C "${flag[output]}"
 }
 
 say_what_is_left() {

@@ -31,7 +31,7 @@ class World:
       "PATH": f"{bins}:{os.environ['PATH']}",
       "STUB": str(self.stub),
       "RESTART_SECONDS": "0",
-      "SAVE_SECONDS": "0.1",
+      "SAVE_SECONDS": "0.3",
       "STOP_SECONDS": "3",
     }
 

@@ -185,7 +185,7 @@ def python(arguments: list[str]) -> int:
     (STUB / "waiting").touch()
     time.sleep(float(todo["wait"]))
   if "machine" in todo:
-    time.sleep(0.5)  # for a copy to the bucket
+    wait_for_copy(workdir, int(todo.get("steps", "0")))
     MACHINE.write_text(todo["machine"])
     os.killpg(0, signal.SIGKILL)
   return int(todo["status"])
@@ -195,6 +195,15 @@ def commit(workdir: Path, step: int) -> None:
   folder = workdir / "checkpoints" / f"step_{step:08d}"
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "manifest.json").write_text("{}")
+
+
+def wait_for_copy(workdir: Path, step: int) -> None:
+  """Until the step is in the bucket: the machine goes away with its disk."""
+  name = f"b/runs/one/checkpoints/step_{step:08d}/manifest.json"
+  deadline = time.monotonic() + 20
+  while step and not (STUB / "bucket" / name).exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
 
 
 def save_and_leave(workdir: Path) -> int:

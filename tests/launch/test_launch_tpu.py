@@ -22,7 +22,7 @@ def tpu(world, *flags, train=TRAIN, **environment):
     "--name=run1",
     "--project=p",
     "--zone=us-east5-a",
-    "--poll_seconds=0.1",
+    "--poll_seconds=0.05",
     *flags,
     *train,
     **environment,
@@ -139,7 +139,6 @@ def test_a_machine_and_its_run_are_used_again(world):
   (world.stub / "python").write_text("#!/bin/sh\nsleep 2\necho step 2\n")
   (world.stub / "python").chmod(0o755)
   world.run("launch/tpu_host.sh", "start", "", "--workdir=../w", HOME=str(home))
-  (home / "bcgd_workdir").mkdir()
   done = tpu(world, *API)
   assert done.returncode == 0, done.stderr
   assert "following it" in done.stdout
