@@ -10,6 +10,7 @@ Called as stub_commands.py NAME ARGUMENTS...; $STUB is a folder that holds the p
     script           what the next trainings do, one line each, such as "steps=4 status=143"
 """
 
+import fcntl
 import glob
 import json
 import os
@@ -31,10 +32,15 @@ def record(name: str, arguments: list[str]) -> None:
 
 def take_line(path: Path) -> str:
   """Removes and returns the first line of a file, "" where there is none."""
-  lines = path.read_text().splitlines() if path.exists() else []
-  if lines:
-    path.write_text("".join(f"{line}\n" for line in lines[1:]))
-  return lines[0] if lines else ""
+  if not path.exists():
+    return ""
+  with path.open("r+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # tasks and hosts ask at the same time
+    lines = file.readlines()
+    file.seek(0)
+    file.truncate()
+    file.writelines(lines[1:])
+  return lines[0].strip() if lines else ""
 
 
 def options_of(arguments: list[str]) -> dict[str, str]:

@@ -60,18 +60,18 @@ def test_giving_up_after_many_starts_even_with_checkpoints():
 
 
 def test_words_are_quoted_for_a_shell_only_where_they_need_it():
-  code = """quoted a/b=1 "it's  two" '' '$HOME'; eval "printf '<%s>' $(quoted "it's  two" '' '$a')" """
+  code = (
+    """quoted a/b=1 "it's  two" '' '$HOME'; eval "printf '<%s>' $(quoted "it's  two" '' '$a')" """
+  )
   lines = shell(code).stdout.splitlines()
   assert lines[0] == """a/b=1 'it'\\''s  two' '' '$HOME'"""
   assert lines[1] == "<it's  two><><$a>"
 
 
 def test_the_childs_status_survives_a_signal_to_the_shell():
-  code = (
-    """run_child bash -c 'trap "sleep 0.3; exit 7" TERM; sleep 5 & wait' &"""
-    """ sleep 0.3; kill -TERM $!; wait $!"""
-  )
-  inner = code.replace("run_child", "{ run_child", 1).replace(
-    "wait' &", 'wait\'; echo "$child_status $stop_signal"; } &', 1
-  )
-  assert shell(inner).stdout == "7 TERM\n"
+  # the child takes a while to end, and ends with a status of its own
+  child = """bash -c 'trap "sleep 0.2; exit 7" TERM; while :; do sleep 0.05; done'"""
+  code = f"""
+    {{ run_child {child}; echo "$child_status $stop_signal"; }} &
+    sleep 0.3; kill -TERM $!; sleep 0.1; kill -TERM $!; wait $!"""
+  assert shell(code).stdout == "7 TERM\n"
