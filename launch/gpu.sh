@@ -3,8 +3,8 @@
 # preempted, never when it failed. TERM or Ctrl-C saves and stops.
 #   bash launch/gpu.sh [--cuda=12|13] [--gpus=0,1] [--restarts=20] [--stalled_restarts=3]
 #     [--install_only] [--dry_run] --config=configs/X.py --workdir=DIR [flags of bcgd_jax.main]
-# Makes .venv-cuda13 or .venv-cuda12, by default as the driver asks: CUDA 13 from 580 on (and compute
-# capability 7.5), CUDA 12 from 525 on. CUDA itself comes with the wheels.
+# Makes .venv-cuda13 or .venv-cuda12, by default as the driver asks: CUDA 13 from 580 on (and
+# compute capability 7.5), CUDA 12 from 525 on. CUDA itself comes with the wheels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
@@ -45,7 +45,7 @@ usage_error() {
 cuda_of_driver() {
   local driver capability
   if ! command -v nvidia-smi >/dev/null; then
-    usage_error "nvidia-smi was not found, so there is no NVIDIA driver; --cuda=12|13 chooses without"
+    usage_error "nvidia-smi, and so an NVIDIA driver, was not found; --cuda=12|13 chooses without"
   fi
   IFS=', ' read -r driver capability \
     <<<"$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader)"
@@ -88,7 +88,7 @@ cuda=${cuda:-$(cuda_of_driver)}
 environment=.venv-cuda$cuda
 python=$(default_python)
 if [ -n "$dry_run" ]; then
-  echo "# makes $environment with $python, where it is not there: pip install --editable .[train,cuda$cuda]"
+  echo "# makes $environment by $python with .[train,cuda$cuda], unless it is there"
 else
   make_environment "$environment" "$python" "train,cuda$cuda"
 fi

@@ -1,6 +1,6 @@
 # Sourced by the scripts that start training: runs it so that signals reach it, says which exit
-# statuses are worth another start, and when to give up. Not a command. Variables that it sets or reads
-# and the sourcing script shares: max_restarts, max_stalled; child, child_status, stop_signal.
+# statuses are worth another start, and when to give up. Not a command. Variables that it shares
+# with the sourcing script: max_restarts, max_stalled; child, child_status, stop_signal.
 # shellcheck disable=SC2034,SC2154
 
 # 143 SIGTERM, saved; 134 a peer was lost; 142 a peer hangs; 137 killed; 255 ssh or the machine
@@ -12,8 +12,8 @@ is_restartable() {
   esac
 }
 
-# overall_status STATUS...: one status for a run of several processes. A process that failed for good
-# counts before those that it took along: they end with 134 or 143.
+# overall_status STATUS...: one status for a run of several processes. A process that failed for
+# good counts before those that it took along: they end with 134 or 143.
 overall_status() {
   local status overall=0
   for status in "$@"; do
@@ -66,7 +66,8 @@ count_restart() {
     return 1
   fi
   if [ "$restarts" -gt "$max_restarts" ]; then
-    echo "error: started again $max_restarts times already; giving up (newest step: $last_step)." >&2
+    echo "error: started again $max_restarts times already; giving up (newest step:" \
+      "$last_step)." >&2
     return 1
   fi
 }
@@ -84,8 +85,8 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
-# run_child COMMAND...: runs it, passes TERM on to it and TERM for INT (a shell's background processes
-# ignore INT); sets child_status, and stop_signal to TERM or INT where one came.
+# run_child COMMAND...: runs it, passes TERM on to it and TERM for INT (a shell's background
+# processes ignore INT); sets child_status, and stop_signal to TERM or INT where one came.
 run_child() {
   stop_signal=""
   "$@" &

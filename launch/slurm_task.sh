@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What slurm.sbatch runs in each task: slurm_task.sh NOTES COMMAND...; writes the command's status to
-# NOTES/status.TASK, because srun tells only the highest of all. Not for hands.
+# What slurm.sbatch runs in each task: slurm_task.sh NOTES COMMAND...; writes the command's status
+# to NOTES/status.TASK, because srun tells only the highest of all. Not for hands.
 set -euo pipefail
 . "$(dirname "$0")/restart.sh"
 

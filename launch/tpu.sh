@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains on TPUs from an own computer: creates or reuses them, copies this checkout, installs, starts,
-# follows, starts again after a preemption, brings the workdir back, deletes. Started again, it follows
-# the run that is there. See docs/running.md.
+# Trains on TPUs from an own computer: creates or reuses them, copies this checkout, installs,
+# starts, follows, starts again after a preemption, brings the workdir back, deletes. Started again,
+# it follows the run that is there. See docs/running.md.
 #   bash launch/tpu.sh --backend=tpu-api|gce --name=NAME --project=P --zone=Z [--bucket=gs://B/PATH]
 #     [options] -- --config=configs/X.py [flags of bcgd_jax.main]
 # Every option and its default: the table below. --dry_run prints each command and runs none.
@@ -104,7 +104,7 @@ check_flags() {
   esac
   case ${flag[provisioning]} in
     standard | spot | flex-start) ;;
-    *) usage_error "--provisioning must be standard, spot or flex-start, got ${flag[provisioning]}" ;;
+    *) usage_error "--provisioning must be standard, spot or flex-start" ;;
   esac
   machine_defaults
   if [ -z "${flag[bucket]}" ] && [ "${flag[provisioning]}" != standard ]; then
@@ -126,11 +126,14 @@ check_train_flags() {
   for argument in "${train_flags[@]}"; do
     case $argument in
       --config=?*) config=$argument ;;
-      --workdir | --workdir=*) usage_error "--workdir is set by tpu.sh; --bucket and --output say where" ;;
+      --workdir | --workdir=*)
+        usage_error "--workdir is set by tpu.sh; --bucket and --output say where"
+        ;;
     esac
   done
   [ -n "$config" ] || usage_error "-- --config=configs/X.py is missing"
-  if [ -z "${flag[allow_dirty]}${flag[dry_run]}" ] && [ -n "$(git -C "$root" status --porcelain)" ]; then
+  if [ -z "${flag[allow_dirty]}${flag[dry_run]}" ] &&
+    [ -n "$(git -C "$root" status --porcelain)" ]; then
     usage_error "changes that are not committed would not be copied: commit them, or --allow_dirty"
   fi
 }

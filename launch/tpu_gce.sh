@@ -106,13 +106,14 @@ create_machine() {
   run gcloud compute instance-groups managed create "${flag[name]}" "${place[@]}" \
     --template="$template" --size=0 --target-size-policy-mode=bulk \
     --default-action-on-vm-failure=do-nothing \
-    --workload-policy="projects/${flag[project]}/regions/$region/resourcePolicies/$policy" || return 1
+    --workload-policy="projects/${flag[project]}/regions/$region/resourcePolicies/$policy" ||
+    return 1
   run gcloud compute instance-groups managed resize "${flag[name]}" "${place[@]}" \
     --size="${flag[hosts]}"
 }
 
-# exists KIND NAME: whether a policy or template of an earlier start is there. A list that fails ends
-# the script: it must not pass for "no".
+# exists KIND NAME: whether a policy or template of an earlier start is there. A list that fails
+# ends the script: it must not pass for "no".
 exists() {
   local listed
   listed=$(ask gcloud compute "$1" list --project="${flag[project]}" --format='value(name)') ||

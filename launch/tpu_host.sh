@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What tpu.sh runs on each TPU host, in the copied checkout: tpu_host.sh VERB [ARGUMENTS]. Keeps
-# ~/bcgd_env (Python), ~/bcgd_run (log, status) and ~/bcgd_workdir or a mounted bucket. Not for hands.
+# ~/bcgd_env (Python), ~/bcgd_run (log, status), ~/bcgd_workdir or ~/bcgd_bucket. Not for hands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/restart.sh
@@ -37,8 +37,8 @@ print(f"python {platform.python_version()},", ", ".join(found) + f", commit {sys
 END
 }
 
-# share URL: mounts the bucket of gs://BUCKET/PATH, shared by all hosts. Attributes are not cached: a host must
-# see at once what another wrote.
+# share URL: mounts the bucket of gs://BUCKET/PATH, shared by all hosts. Attributes are not cached:
+# a host must see at once what another wrote.
 share() {
   local bucket=${1#gs://}
   bucket=${bucket%%/*}
@@ -52,9 +52,9 @@ share() {
 }
 
 install_gcsfuse() {
-  local key=/usr/share/keyrings/cloud.google.asc
-  curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
+  local key=/usr/share/keyrings/cloud.google.asc packages=https://packages.cloud.google.com/apt
+  curl -fsSL "$packages/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -cs) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
   sudo apt-get update -qq
   sudo apt-get install -y -qq gcsfuse
@@ -133,7 +133,7 @@ supervise() {
     keep_saving "$url" &
     saver=$!
   fi
-  # with cpu alone JAX would go on, with a warning, where another process holds the TPU
+  # named, so that JAX fails where it cannot have the TPU, instead of going on with CPUs
   run_child env JAX_PLATFORMS=tpu,cpu "$environment/bin/python" -u -m bcgd_jax.main "$@"
   if [ -n "$saver" ]; then
     kill -TERM "$saver"
@@ -147,13 +147,15 @@ supervise() {
 }
 
 is_running() {
-  local pid
+  local pid command
   pid=$(cat "$notes/pid" 2>/dev/null) || return 1
   # a number alone may be another process's by now
-  kill -0 "$pid" 2>/dev/null && tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q 'tpu_host.sh supervise'
+  command=$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") || return 1
+  [[ $command == *"tpu_host.sh supervise"* ]]
 }
 
-# status WORKDIR FROM_BYTE: "bcgd-status none|running|ended STATUS STEP BYTES", then the log from there.
+# status WORKDIR FROM_BYTE: "bcgd-status none|running|ended STATUS STEP BYTES", then the log from
+# that byte on.
 status() {
   local workdir=$1 from=$2 state=none code=- bytes=0
   if [ -f "$notes/status" ]; then

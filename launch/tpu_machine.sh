@@ -103,7 +103,7 @@ on_host() {
   host_shell "$index" "$(quoted "$@")" </dev/null
 }
 
-# each_host COMMAND...: on all hosts at once; what host I prints goes to $scratch/said.I and is shown.
+# each_host COMMAND...: on all hosts at once; what host I prints goes to $scratch/said.I, too.
 each_host() {
   local i pids=() failed=0
   for ((i = 0; i < flag[hosts]; i++)); do
@@ -126,22 +126,23 @@ host_tool=(bash "$host_script")
 
 # Copies the commit, installs, compares versions, brings data and workdir: all that a start needs.
 prepare_hosts() {
-  local commit i
+  local commit i data_dir
   offset=0
   commit=$(git -C "$root" rev-parse HEAD)
   run git -C "$root" archive --format=tar.gz --output="$scratch/bcgd_jax.tar.gz" HEAD
   for ((i = 0; i < flag[hosts]; i++)); do
     steady copy_to_host "$i" "$scratch/bcgd_jax.tar.gz" bcgd_jax.tar.gz
   done
-  steady each_host bash -c "rm -rf bcgd_jax && mkdir bcgd_jax && tar -xzf bcgd_jax.tar.gz -C bcgd_jax && \
-echo $commit >bcgd_jax/COMMIT"
+  steady each_host bash -c "rm -rf bcgd_jax && mkdir bcgd_jax &&
+tar -xzf bcgd_jax.tar.gz -C bcgd_jax && echo $commit >bcgd_jax/COMMIT"
   # of an earlier start, where this machine is used again
   steady each_host "${host_tool[@]}" stop
   echo "Installing Python ${flag[python]}, jax ${flag[jax]} ..."
   steady each_host "${host_tool[@]}" install "${flag[python]}" "${flag[jax]}"
   compare_versions
   if [ -n "${flag[data_from]}" ]; then
-    steady each_host "${host_tool[@]}" fetch "${flag[data_from]}" "$(seen_from_checkout "${flag[data_to]}")"
+    data_dir=$(seen_from_checkout "${flag[data_to]}")
+    steady each_host "${host_tool[@]}" fetch "${flag[data_from]}" "$data_dir"
   fi
   if [ -n "${flag[setup]}" ]; then
     each_host bash -c "${flag[setup]}"

@@ -31,13 +31,13 @@ start_on_hosts() {
   done
 }
 
-# poll INDEX FROM: sets run_state, run_status, run_step and log_bytes; the log goes to $scratch/poll.
+# poll INDEX FROM: sets run_state, run_status, run_step, log_bytes; $scratch/poll gets the log.
 poll() {
-  local ask_status
-  ask_status=$(quoted "${host_tool[@]}" status "$(remote_workdir)" "$2")
+  local look
+  look=$(quoted "${host_tool[@]}" status "$(remote_workdir)" "$2")
   # a new machine has no script yet; that must not look like a dropped connection, nor the reverse
-  on_host "$1" bash -c "if [ -e $host_script ]; then $ask_status; else echo bcgd-status none - -1 0; fi" \
-    >"$scratch/poll" || return 1
+  look="if [ -e $host_script ]; then $look; else echo bcgd-status none - -1 0; fi"
+  on_host "$1" bash -c "$look" >"$scratch/poll" || return 1
   if [ -n "${flag[dry_run]}" ]; then
     run_state=$dry_state run_status=0 run_step=-1 log_bytes=0
     return

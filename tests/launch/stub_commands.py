@@ -184,6 +184,8 @@ def python(arguments: list[str]) -> int:
   todo = dict(
     item.split("=") for item in take_line(own if own.exists() else STUB / "script").split()
   )
+  if "deaf" in todo:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
   for step in filter(None, todo.get("steps", "").split(",")):
     commit(workdir, int(step))
     print(f"step {step}", flush=True)

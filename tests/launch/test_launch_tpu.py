@@ -184,6 +184,15 @@ def test_a_failed_host_counts_before_the_peers_it_took_along(world):
   assert "host 1 ended with status 1." in done.stdout
 
 
+def test_a_host_that_hangs_after_its_peers_left_is_killed(world):
+  world.write("script.0", "steps=3 status=143", "status=0")
+  world.write("script.1", "deaf=1 wait=50 status=0", "status=0")
+  done = tpu(world, *GCE, "--hosts=2", "--topology=2x4", BUCKET, STOP_SECONDS="1")
+  assert done.returncode == 0, done.stderr + done.stdout
+  assert "host 1 ended with status 137." in done.stdout
+  assert len(world.trainings()) == 4
+
+
 def test_hosts_with_other_versions_do_not_start(world):
   world.write("versions.1", "python 3.12.0, jax 0.6.2")
   done = tpu(world, *GCE, "--hosts=2", "--topology=2x4", BUCKET)
