@@ -8,6 +8,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+JAX = ">=0.10.2"
 TRAIN = [
   "absl-py>=2.1",
   "grain>=0.2.18",
@@ -45,10 +46,14 @@ setup(
   python_requires=">=3.11",
   packages=find_packages(include=["bcgd_jax", "bcgd_jax.*"]),
   package_data={"bcgd_jax": ["py.typed"]},
-  install_requires=["jax>=0.10.2", "flax>=0.12.8", "optax>=0.2.8", "numpy>=2.0"],
+  install_requires=[f"jax{JAX}", "flax>=0.12.8", "optax>=0.2.8", "numpy>=2.0"],
   extras_require={
     "train": TRAIN,
     "test": TRAIN + MEASURE + TEST,
+    # JAX for an accelerator; CUDA 13 wants a driver of 580 or newer, CUDA 12 one of 525.
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda12": [f"jax[cuda12]{JAX}"],
+    "cuda13": [f"jax[cuda13]{JAX}"],
     # Only for datasets whose preparation by TFDS itself runs TensorFlow (CIFAR-10, MNIST...).
     "tfds": ["tensorflow>=2.18"],
     # With what bcgd_jax.benchmarks compares.

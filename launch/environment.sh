@@ -29,7 +29,9 @@ make_environment() {
     return 0
   fi
   # an environment that was moved or whose Python is gone cannot be mended, only made again
-  [ -x "$dir/bin/python" ] && "$dir/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$dir"
+  if ! "$dir/bin/python" -c "" 2>/dev/null; then
+    "$python" -m venv --clear "$dir"
+  fi
   "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
   printf '%s\n' "$stamp" >"$dir/.installed"
 }

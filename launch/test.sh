@@ -9,6 +9,11 @@ python=$(default_python)
 make_environment .venv "$python" test
 bin=.venv/bin
 
+if command -v shellcheck >/dev/null; then
+  shellcheck launch/*.sh launch/slurm.sbatch .ci/run
+else
+  echo "shellcheck is not installed: the scripts are not checked."
+fi
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"

@@ -22,7 +22,7 @@ ALLOWED = {
   "layers": {"numerics"},
   "models": {"numerics", "layers"},
   "data": {"errors", "command"},
-  "report": {"errors"},
+  "report": {"errors", "command"},
   "training": {"errors", "numerics", "layers", "models", "optim", "data", "report"},
   "theory": {"errors", "command", "numerics", "optim", "report"},
   "suites": {"errors", "command", "report", "training"},

@@ -5,10 +5,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bcgd_jax.report import formats
 from bcgd_jax.report.files import dump_json
+from bcgd_jax.report.overview import Overview
 from bcgd_jax.report.plotting import Picture
-from bcgd_jax.report.tables import Column, Table, is_quantized, layer_table, summary_table
+from bcgd_jax.report.tables import Column, Table, layer_table
 
 # The page may load nothing: a browser holds to this even if text from a run slipped through.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -57,33 +57,38 @@ pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
 
 
 def report_page(
-  summary: Mapping[str, Any],
+  overview: Overview,
   *,
   pictures: Sequence[Picture],
-  layers: Sequence[Mapping[str, Any]],
+  run: Mapping[str, Any] | None,
   config: Mapping[str, Any],
 ) -> str:
   """The whole page as HTML text; every text out of the run is escaped.
 
   Args:
-    summary: as summary.json.
+    overview: the top of the page.
     pictures: in the order they appear.
-    layers: as "layers" in run.json.
+    run: as run.json, for the tables of layers and times; None for a run that has not ended.
     config: the resolved configuration.
   """
-  title = f"{summary['model']} on {summary['dataset']}"
-  results, table = summary_table(summary), layer_table(layers, title=_LAYERS_CAPTION)
+  title = overview.title
   sections = [
-    _section("Result", _table(results, caption=_result_caption(summary))),
+    _section(overview.heading, _table(overview.table, caption=overview.caption)),
     *(_section(picture.title, _figure(picture)) for picture in pictures),
-    _section("Layers", _table(table, caption=table.title)),
-    _section("Time", _table(_phase_table(summary["phase_seconds"]), caption=_TIME_CAPTION)),
+  ]
+  if run is not None:
+    layers = layer_table(run["layers"], title=_LAYERS_CAPTION)
+    sections += [
+      _section("Layers", _table(layers, caption=layers.title)),
+      _section("Time", _table(_phase_table(run["phase_seconds"]), caption=_TIME_CAPTION)),
+    ]
+  sections.append(
     _section(
       "Configuration",
       "<details><summary>Every key of this run</summary>"
       f"<pre>{_text(dump_json(config, indent=2))}</pre></details>",
-    ),
-  ]
+    )
+  )
   return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -97,8 +102,8 @@ def report_page(
 <main>
 <header>
 <h1>{_text(title)}</h1>
-<p class="lead">{_text(_lead(summary))}</p>
-{_cards(summary)}
+<p class="lead">{_text(overview.lead)}</p>
+{_cards(overview)}
 </header>
 {"".join(sections)}
 </main>
@@ -118,58 +123,14 @@ def _text(value: object) -> str:
   return html.escape(str(value), quote=True)
 
 
-def _lead(summary: Mapping[str, Any]) -> str:
-  parameters = f"{formats.format_count(summary['num_parameters'])} parameters"
-  if not is_quantized(summary):
-    return f"Trained in float: 32-bit weights and activations, {parameters}."
-  bits = [
-    f"{kind} from 32 to {formats.format_bits(value)}"
-    for kind, value in (
-      ("weights", summary["weight_bits"]),
-      ("activations", summary["activation_bits"]),
-    )
-    if value is not None and value < formats.FLOAT_BITS
-  ]
-  return f"Quantized by blended coarse gradient descent: {', '.join(bits)}; {parameters}."
-
-
-def _cards(summary: Mapping[str, Any]) -> str:
-  cards = []
-  float_accuracy, accuracy = summary["float_test_accuracy"], summary["quantized_test_accuracy"]
-  if float_accuracy is not None:
-    cards.append(("Float test accuracy", formats.format_percent(float_accuracy), ""))
-  if is_quantized(summary):
-    change = ""
-    if accuracy is not None and float_accuracy is not None:
-      change = f"{100 * (accuracy - float_accuracy):+.2f} points against float"
-    cards.append(("Quantized test accuracy", formats.format_percent(accuracy), change))
-    float_bytes, num_bytes = summary["float_bytes"], summary["quantized_bytes"]
-    sizes = f"{formats.format_bytes(float_bytes)} to {formats.format_bytes(num_bytes)}"
-    cards.append(("Times smaller", formats.format_ratio(float_bytes, num_bytes), sizes))
-  else:
-    cards.append(("Size of parameters", formats.format_bytes(summary["float_bytes"]), ""))
-  seconds = sum(summary["phase_seconds"].values())
-  cards.append(("Time of all phases", formats.format_duration(seconds), ""))
+def _cards(overview: Overview) -> str:
   items = "".join(
     f"<div><dt>{_text(name)}</dt><dd>{_text(value)}"
     + (f"<small>{_text(note)}</small>" if note else "")
     + "</dd></div>"
-    for name, value, note in cards
+    for name, value, note in overview.cards
   )
   return f'<dl class="cards">{items}</dl>'
-
-
-def _result_caption(summary: Mapping[str, Any]) -> str:
-  examples = summary["num_test_examples"]
-  text = f"Accuracy on {formats.format_count(examples)} test examples"
-  if examples:
-    text += f" (one is {100 / examples:.2g} points)"
-  if not is_quantized(summary):
-    return f"{text}."
-  return (
-    f"{text}. Sizes count all parameters, also those that stay float; single layers may have other"
-    " bit widths than the two given here: see Layers."
-  )
 
 
 def _phase_table(phase_seconds: Mapping[str, float]) -> Table:

@@ -14,14 +14,22 @@ _RECORD_NUMBERS = {
   "validation": ("loss", "accuracy"),
   "test": ("accuracy",),
 }
+# Numbers that a record of a kind may have.
+_FREE_NUMBERS = {"train": ("learning_rate", "rho", "grad_norm", "codes_changed")}
+# Kinds whose record has one map from path to number.
+_NUMBER_MAPS = {"alpha": "alpha", "codes": "changed", "dead": "dead"}
 
 
 def check_record(record: Mapping[str, Any]) -> str | None:
   """What is wrong with a metrics record of plain Python values, or None.
 
   Every record has "step" (int >= 0), "phase" and "kind" (strings). Records of kind "train" and
-  "validation" have numbers "loss" and "accuracy", "test" has "accuracy", and "alpha" has "alpha":
-  {path: number}. Further fields and other kinds are free.
+  "validation" have numbers "loss" and "accuracy", "test" has "accuracy". Of "train", also
+  "learning_rate", "rho", "grad_norm" and "codes_changed" are numbers where they are there, and of
+  every kind "timing" is {name: number}. Layer by layer, {path: number}: "alpha" has "alpha",
+  "codes" has "changed" (the fraction of weights whose code changed since the record before) and
+  "dead" has "dead" (the fraction of an activation's channels). Further fields and other kinds are
+  free.
   """
   step = record.get("step")
   if not isinstance(step, int) or isinstance(step, bool) or step < 0:
@@ -33,8 +41,14 @@ def check_record(record: Mapping[str, Any]) -> str | None:
   for key in _RECORD_NUMBERS.get(kind, ()):
     if not is_number(record.get(key)):
       return f'"{key}" of a "{kind}" record must be a number, got {record.get(key)!r}'
-  if kind == "alpha" and not is_number_map(record.get("alpha")):
-    return f'"alpha" must map paths to numbers, got {record.get("alpha")!r}'
+  for key in _FREE_NUMBERS.get(kind, ()):
+    if key in record and not is_number(record[key]):
+      return f'"{key}" of a "{kind}" record must be a number, got {record[key]!r}'
+  if not is_number_map(record.get("timing", {})):
+    return f'"timing" must map names to numbers, got {record["timing"]!r}'
+  field = _NUMBER_MAPS.get(kind)
+  if field is not None and not is_number_map(record.get(field)):
+    return f'"{field}" of a "{kind}" record must map paths to numbers, got {record.get(field)!r}'
   return None
 
 

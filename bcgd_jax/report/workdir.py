@@ -1,4 +1,4 @@
-"""What a finished run left in its workdir, read back with every field checked."""
+"""What a run left in its workdir so far, read back with every field checked."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,44 +7,52 @@ from typing import Any
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report.files import is_number, is_number_map, read_json
-from bcgd_jax.report.records import read_metrics
+from bcgd_jax.report.records import METRICS_FILE, read_metrics
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-  """What a finished run left in its workdir, checked.
+  """What a run left in its workdir, checked.
 
-  `weights` is empty if the run kept no histograms.
+  `run` is None if the run has not ended. `records` has one at least. `weights` is empty if no phase
+  has ended, or the run kept no histograms.
   """
 
   config: dict[str, Any]
-  run: dict[str, Any]
+  run: dict[str, Any] | None
   records: list[dict[str, Any]]
   weights: dict[str, dict[str, Any]]
 
 
 def read_run_files(workdir: Path) -> RunFiles:
-  """Reads config.json, run.json, metrics.jsonl and, where there is one, weights.json.
+  """Reads config.json, metrics.jsonl and, where they are there, run.json and weights.json.
+
+  A run may go on meanwhile: it replaces its files whole, and of its metrics the whole lines count.
 
   Raises:
-    UsageError: if one of the first three is missing, or a field breaks its rule.
+    UsageError: if one of the first two is missing, there are no metrics yet, or a field breaks its
+      rule.
   """
   workdir = Path(workdir)
+  config_path = workdir / "config.json"
   run_path, weights_path = workdir / "run.json", workdir / "weights.json"
-  if not run_path.exists():
-    raise UsageError(
-      f"{run_path} is missing: the run has not finished; start it again on this workdir to go on"
-    )
-  run = read_json(run_path)
+  if not config_path.exists():
+    raise UsageError(f"{config_path} is missing: {workdir} is not the folder of a run")
+  config = read_json(config_path)
+  # before the metrics, which are complete once this file is there
+  run = read_json(run_path) if run_path.exists() else None
   weights = read_json(weights_path) if weights_path.exists() else {}
-  _check_run(run, run_path)
+  if run is None:
+    _check_config(config, config_path)
+  else:
+    _check_run(run, run_path)
   _check_weights(weights, weights_path)
-  return RunFiles(
-    config=read_json(workdir / "config.json"),
-    run=run,
-    records=read_metrics(workdir),
-    weights=weights,
-  )
+  records = read_metrics(workdir)
+  if not records:
+    raise UsageError(
+      f"{workdir / METRICS_FILE} has no record yet: the first comes after config.log_every_steps"
+    )
+  return RunFiles(config=config, run=run, records=records, weights=weights)
 
 
 def _is_count(value: object) -> bool:
@@ -102,6 +110,14 @@ def _check_fields(value: Mapping[str, Any], rules: _Rules, where: str) -> None:
       raise UsageError(f'{where}: "{key}" is missing; it must be {words}')
     if not rule(value[key]):
       raise UsageError(f'{where}: "{key}" must be {words}, got {value[key]!r}')
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+  """Checks the keys that a report of an unfinished run names."""
+  for block, key in (("model", "name"), ("data", "dataset")):
+    if not isinstance(config.get(block), dict):
+      raise UsageError(f'{path}: "{block}" must be an object, got {config.get(block)!r}')
+    _check_fields(config[block], {key: _STRING}, f"{path}: {block}")
 
 
 def _check_run(run: Mapping[str, Any], path: Path) -> None:

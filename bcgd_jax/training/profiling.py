@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 from absl import logging
@@ -11,8 +11,6 @@ from absl import logging
 from bcgd_jax.errors import UsageError
 
 PROFILE_FOLDER = "profile"
-
-PyTree = Any
 
 
 class StepProfiler:
@@ -42,31 +40,32 @@ class StepProfiler:
         f"{self._first},{self._last}."
       )
 
-  def before_step(self, step: int, state: PyTree) -> None:
-    """Begins the trace if it is to begin with this step, once earlier work is done.
-
-    Args:
-      step: the number of the step about to be taken.
-      state: what it starts from.
-    """
+  def begins_with(self, step: int) -> bool:
+    """Whether to call `start` before step number `step`; asked before every step."""
     if not self._is_pending or step < self._first:
-      return
+      return False
     self._is_pending = False
     if step > self._first:
       logging.warning(
         "No profile: the run went on with step %d, after the first of --profile_steps=%d,%d.",
         *(step, self._first, self._last),
       )
-    elif jax.process_index() == 0:
-      jax.block_until_ready(state)
-      jax.profiler.start_trace(self._folder)
-      self._is_tracing = True
+      return False
+    return jax.process_index() == 0
 
-  def after_step(self, step: int, results: PyTree) -> None:
-    """Ends the trace if this was its last step, once its results are there."""
-    if self._is_tracing and step >= self._last:
-      jax.block_until_ready(results)
-      self._stop()
+  def ends_with(self, step: int) -> bool:
+    """Whether to call `stop` after step number `step`."""
+    return self._is_tracing and step >= self._last
+
+  def start(self) -> None:
+    """Begins the trace; what was dispatched before must be done."""
+    jax.profiler.start_trace(self._folder)
+    self._is_tracing = True
+
+  def stop(self) -> None:
+    """Ends the trace and writes it; what it is to show must be done."""
+    self._is_tracing = False
+    jax.profiler.stop_trace()
 
   def __enter__(self) -> Self:
     return self
@@ -78,11 +77,7 @@ class StepProfiler:
     traceback: TracebackType | None,
   ) -> None:
     if self._is_tracing:
-      self._stop()
-
-  def _stop(self) -> None:
-    self._is_tracing = False
-    jax.profiler.stop_trace()
+      self.stop()
 
 
 def parse_profile_steps(value: str | None) -> tuple[int, int] | None:

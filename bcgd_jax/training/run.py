@@ -55,7 +55,7 @@ class Hooks:
     should_stop: called with the number of steps done after each step; where it returns True, on all
       processes at the same step, the run saves and raises PreemptedError.
     slow: a context around whatever takes long without a step: compilation, saving, evaluation.
-    profiler: told of each step before and after it is taken.
+    profiler: begins and ends a trace at its steps.
   """
 
   on_open: Callable[[], None] = _ignore

@@ -91,15 +91,19 @@ class Trainer:
   ) -> TrainState:
     profiler = self._run.hooks.profiler
     self._step += 1
-    profiler.before_step(self._step, state)
+    if profiler.begins_with(self._step):
+      with self.untimed(), self._run.hooks.slow():
+        profiler.start()
     with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
       start = time.perf_counter()
       batch = next(batches)
       self._waited += time.perf_counter() - start
       state, metrics = self._train(state, self._teacher, self._run.parallel.place_batch(batch))
     self._window.append(metrics)
-    profiler.after_step(self._step, metrics)
     self._timed_steps += 1
+    if profiler.ends_with(self._step):
+      with self.untimed(), self._run.hooks.slow():
+        profiler.stop()
     if len(self._window) > _MAX_STEPS_AHEAD:
       jax.block_until_ready(self._window[-1 - _MAX_STEPS_AHEAD])
     return state
@@ -162,9 +166,9 @@ class Trainer:
     """Speed of the steps since the last log; the one that compiled does not count.
 
     "input_wait_share" is the fraction of that time in which the loop waited for the next batch.
-    Steps are dispatched ahead of the devices, so that such a wait costs nothing while these are
-    still busy: the share bounds from above what the input costs. Near 1, steps come at the pace of
-    the input; well below 1, at that of the devices.
+    Some steps are dispatched ahead of the devices, so that such a wait costs nothing while these
+    are still busy: the share bounds from above what the input costs. Near 1, steps come at the pace
+    of the input; well below 1, at that of the devices.
     """
     if not self._timed_steps:
       return {}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 HANG_STATUS = 142
+_STDERR = 2
 # What may take long without a step: compilation, saving, evaluation.
 SLOW_SECONDS = 3600.0
 
@@ -77,12 +78,17 @@ class Watchdog:
       limit = self._slow_limit if self._slow_blocks else self._limit
       waited = time.monotonic() - self._last
       if waited > limit:
-        print(
-          f"error: no step ended for {waited:.0f} seconds (limit {limit:.0f}): another process or "
-          "the input hangs. The last checkpoint is kept.",
-          file=sys.stderr,
-          flush=True,
-        )
-        faulthandler.dump_traceback()
-        self._on_hang()
+        try:
+          self._tell(waited, limit)
+        finally:
+          self._on_hang()
         return
+
+  def _tell(self, waited: float, limit: float) -> None:
+    print(
+      f"error: no step ended for {waited:.0f} seconds (limit {limit:.0f}): another process or the "
+      "input hangs. The last checkpoint is kept.",
+      file=sys.stderr,
+      flush=True,
+    )
+    faulthandler.dump_traceback(file=_STDERR)  # sys.stderr may be an object without a descriptor

@@ -53,6 +53,7 @@ BAD_FLAGS = {
   ),
   "tensorflow_absent": (["--config.data.dataset=cifar10"], ["cifar10", "TensorFlow", "bcgd_jax"]),
   "no_config_file": (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+  "profile_steps": (["--profile_steps=5,3"], ["--profile_steps", "FIRST <= LAST", "'5,3'"]),
   "stray_argument": (["stray"], ["stray"]),
 }
 
@@ -154,9 +155,11 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(stopped, data_dir, tmp_
   assert "CheckpointWarning" in done.stderr
 
 
-def test_folder_that_is_no_run_is_named(data_dir, tmp_path):
-  done = run_command("evaluate", f"--workdir={tmp_path}", data_dir=data_dir)
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_folder_that_is_no_run_is_named(data_dir, tmp_path, command):
+  done = run_command(command, f"--workdir={tmp_path}", data_dir=data_dir)
   assert_refused(done, "config.json")
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_with_other_files_is_left_alone(data_dir, tmp_path):

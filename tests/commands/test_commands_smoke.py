@@ -18,7 +18,8 @@ def data_dir(tmp_path_factory):
 def run(data_dir, tmp_path_factory):
   """A finished tiny run: (workdir, what main printed)."""
   workdir = tmp_path_factory.mktemp("run") / "tiny"
-  done = run_command("main", *TINY, f"--workdir={workdir}", data_dir=data_dir)
+  flags = [f"--workdir={workdir}", "--profile_steps=2,3"]
+  done = run_command("main", *TINY, *flags, data_dir=data_dir)
   assert done.returncode == 0, done.stderr
   return workdir, done
 
@@ -61,6 +62,24 @@ def test_report_and_events_are_there(run):
   for name in ("curves.png", "weights.png", "alpha.png", "report.html"):
     assert (workdir / "report" / name).stat().st_size > 1000
   assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+  assert len(list((workdir / "profile").rglob("*.trace.json.gz"))) == 1
+
+
+def test_report_draws_a_run_that_goes_on_and_changes_nothing_else(run, data_dir, tmp_path):
+  workdir, _ = run
+  copy = tmp_path / "copy"
+  copy.mkdir()
+  (copy / "config.json").write_bytes((workdir / "config.json").read_bytes())
+  lines = (workdir / "metrics.jsonl").read_bytes()
+  cut = lines[: lines.index(b'"kind": "codes"')]  # in the midst of the quantized phase, and a line
+  (copy / "metrics.jsonl").write_bytes(cut)
+  done = run_command("report", f"--workdir={copy}", data_dir=data_dir)
+  assert done.returncode == 0, done.stderr
+  assert "Recorded up to step 6, in phase quantized." in done.stdout
+  assert re.search(r"^float +4 +\d", done.stdout, re.MULTILINE)
+  assert done.stdout.endswith(f"Report: {copy}/report/report.html\n")
+  assert sorted(path.name for path in copy.iterdir()) == ["config.json", "metrics.jsonl", "report"]
+  assert (copy / "metrics.jsonl").read_bytes() == cut
 
 
 def test_finished_run_says_so_and_changes_nothing(run, data_dir):

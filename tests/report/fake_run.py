@@ -10,6 +10,7 @@ from bcgd_jax.report.files import dump_json, write_json
 
 PATHS = ("stem/conv", "block1/conv1", "block1/conv2", "head/dense")
 SIZES = (144, 2304, 2304, 640)
+CONFIG = {"seed": 0, "model": {"name": "resnet8"}, "data": {"dataset": "digits"}}
 
 
 def make_records(*, quantized: bool = True, steps: int = 40) -> list[dict[str, Any]]:
@@ -18,11 +19,18 @@ def make_records(*, quantized: bool = True, steps: int = 40) -> list[dict[str, A
     for local in range(4, steps + 1, 4):
       head = {"step": index * steps + local, "phase": phase}
       loss = math.exp(-local / 10) + 0.1 * index
-      timing = {"examples_per_second": 1000.0, "step_seconds": 0.1}
-      records.append({**head, "kind": "train", "loss": loss, "accuracy": 0.9, "timing": timing})
+      timing = {"examples_per_second": 1000.0, "step_seconds": 0.1, "input_wait_share": 0.25}
+      train = {"loss": loss, "accuracy": 0.9, "grad_norm": 2.0 + loss, "timing": timing}
+      train |= {"learning_rate": 0.1, "rho": 1e-5 * index}
       if phase == "quantized":
+        train["codes_changed"] = 0.4 / local
+      records.append({**head, "kind": "train", **train})
+      if phase == "quantized":
+        changed = {f"{path}/kernel": 0.4 / local / (i + 1) for i, path in enumerate(PATHS)}
+        records.append({**head, "kind": "codes", "changed": changed})
         records.append({**head, "kind": "alpha", "alpha": {"stem/relu/alpha": 0.3 + loss}})
     head = {"step": (index + 1) * steps, "phase": phase}
+    records.append({**head, "kind": "dead", "dead": {"stem/relu": 0.125 * index}})
     scores = {"loss": 0.1, "num_examples": 360}
     records.append({**head, "kind": "validation", "accuracy": 0.95 - 0.01 * index, **scores})
     records.append({**head, "kind": "test", "accuracy": 0.975 - 0.025 * index, **scores})
@@ -104,5 +112,5 @@ def write_run(workdir: Path, *, quantized: bool = True) -> Path:
   write_records(workdir, make_records(quantized=quantized))
   write_json(workdir / "weights.json", make_weights(quantized=quantized))
   write_json(workdir / "run.json", make_run(quantized=quantized))
-  write_json(workdir / "config.json", {"seed": 0, "model": {"name": "resnet8"}})
+  write_json(workdir / "config.json", CONFIG)
   return workdir

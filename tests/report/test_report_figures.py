@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from bcgd_jax.report import figures, histograms, plotting
+from bcgd_jax.report import figures, histograms, lines, plotting
 
 _KIND_FREE = {"kind": "note"}
 
@@ -119,7 +119,7 @@ class CurvesTest(parameterized.TestCase):
     records = fake_run.make_records(steps=400)
     self.assertIn("running mean", figures.curves_picture(records).caption)
     steps, values = np.arange(100.0), np.arange(100.0) ** 2
-    middle, mean = figures._running_mean(steps, values, 5)
+    middle, mean = lines.running_mean(steps, values, 5)
     np.testing.assert_allclose(middle, np.arange(2.0, 98.0), rtol=1e-12)
     np.testing.assert_allclose(mean, [np.mean(values[i : i + 5]) for i in range(96)], rtol=1e-12)
 

@@ -139,7 +139,15 @@ class ReadMetricsTest(parameterized.TestCase):
       "'low'",
     ),
     ("no_score", '{"step": 1, "phase": "a", "kind": "test"}', '"accuracy" of a "test"'),
-    ("alpha", '{"step": 1, "phase": "a", "kind": "alpha", "alpha": {"p": null}}', '"alpha" must'),
+    ("alpha", '{"step": 1, "phase": "a", "kind": "alpha", "alpha": {"p": null}}', '"alpha" of a'),
+    ("codes", '{"step": 1, "phase": "a", "kind": "codes"}', '"changed" of a "codes" record'),
+    ("dead", '{"step": 1, "phase": "a", "kind": "dead", "dead": [0.5]}', "got [0.5]"),
+    ("timing", '{"step": 1, "phase": "a", "kind": "b", "timing": 3}', '"timing" must map names'),
+    (
+      "text_rho",
+      '{"step": 1, "phase": "a", "kind": "train", "loss": 1, "accuracy": 1, "rho": "no"}',
+      '"rho" of a "train" record must be a number, got \'no\'',
+    ),
   )
   def test_bad_line_is_named(self, line: str, message: str):
     good = '{"step": 1, "phase": "float", "kind": "note"}\n'
@@ -165,14 +173,40 @@ class ReadRunFilesTest(parameterized.TestCase):
     self.assertEqual(found.run, fake_run.make_run())
     self.assertEqual(found.records, fake_run.make_records())
     self.assertEqual(found.weights, fake_run.make_weights())
-    self.assertEqual(found.config, {"seed": 0, "model": {"name": "resnet8"}})
+    self.assertEqual(found.config, fake_run.CONFIG)
 
-  @parameterized.parameters("run.json", "config.json", "metrics.jsonl")
+  @parameterized.parameters("config.json", "metrics.jsonl")
   def test_missing_file_is_named(self, name: str):
     (self.folder / name).unlink()
     with self.assertRaises(UsageError) as caught:
       workdir.read_run_files(self.folder)
     self.assertIn(f"{self.folder / name} is missing", str(caught.exception))
+
+  def test_folder_of_something_else_is_named(self):
+    (self.folder / "config.json").unlink()
+    with self.assertRaisesRegex(UsageError, f"{self.folder} is not the folder of a run"):
+      workdir.read_run_files(self.folder)
+
+  @parameterized.parameters("", '{"step": 1, "phase": "float", "kind": "tr')
+  def test_metrics_without_a_whole_record_are_named(self, text: str):
+    (self.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    with self.assertRaisesRegex(UsageError, "metrics.jsonl has no record yet"):
+      workdir.read_run_files(self.folder)
+
+  def test_run_that_goes_on(self):
+    (self.folder / "run.json").unlink()
+    self.assertIsNone(workdir.read_run_files(self.folder).run)
+
+  @parameterized.named_parameters(
+    ("no_block", {"model": {"name": "a"}}, '"data" must be an object, got None'),
+    ("no_key", {"model": {}, "data": {"dataset": "a"}}, 'model: "name" is missing'),
+    ("number", {"model": {"name": "a"}, "data": {"dataset": 3}}, "a string, got 3"),
+  )
+  def test_configuration_of_a_run_that_goes_on_is_checked(self, config: Any, message: str):
+    (self.folder / "run.json").unlink()
+    files.write_json(self.folder / "config.json", config)
+    with self.assertRaisesRegex(UsageError, f"config.json: .*{message}"):
+      workdir.read_run_files(self.folder)
 
   def test_weights_are_optional(self):
     (self.folder / "weights.json").unlink()

@@ -16,6 +16,7 @@ from bcgd_jax.errors import UsageError
 from bcgd_jax.report import files, read_summary, write_report
 
 _VOID = {"meta", "img", "br"}
+_PICTURES = ("curves", "weights", "alpha", "codes", "dead", "optimizer", "speed")
 
 
 class _Page(HTMLParser):
@@ -60,7 +61,7 @@ class QuantizedRunTest(parameterized.TestCase):
     self.assertEqual(self.path, self.folder / "report" / "report.html")
     self.assertCountEqual(
       os.listdir(self.folder / "report"),
-      ["alpha.png", "curves.png", "report.html", "summary.json", "weights.png"],
+      [*(f"{name}.png" for name in _PICTURES), "report.html", "summary.json"],
     )
     expected = {
       "model": "resnet8",
@@ -82,8 +83,7 @@ class QuantizedRunTest(parameterized.TestCase):
   def test_page_needs_nothing_else(self):
     page = self.page
     images = page.all("img")
-    self.assertLen(images, 3)
-    for image, name in zip(images, ("curves", "weights", "alpha"), strict=True):
+    for image, name in zip(images, _PICTURES, strict=True):
       data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
       self.assertEqual(data, (self.folder / "report" / f"{name}.png").read_bytes())
       self.assertGreater(len(image["alt"]), 40)
@@ -106,7 +106,7 @@ class QuantizedRunTest(parameterized.TestCase):
       self.assertIn(f"{cell}\n", page.text["td"])
     for path in fake_run.PATHS:
       self.assertIn(f"{path}\n", page.text["th"])
-    self.assertEqual(json.loads(page.text["pre"]), {"seed": 0, "model": {"name": "resnet8"}})
+    self.assertEqual(json.loads(page.text["pre"]), fake_run.CONFIG)
 
   def test_page_is_accessible_and_adapts(self):
     page = self.page
@@ -136,7 +136,7 @@ class WriteReportTest(parameterized.TestCase):
     self.assertFalse(stale.exists())
     self.assertIn("Trained in float: 32-bit weights and activations, 5,393", page.text["p"])
     self.assertNotIn("Quantized test accuracy", page.text["dt"])
-    self.assertLen(page.all("img"), 2)
+    self.assertLen(page.all("img"), 5)  # all but alpha and codes
     summary = read_summary(self.folder)
     self.assertIsNone(summary["quantized_test_accuracy"])
     self.assertEqual(summary["float_test_accuracy"], 0.975)
@@ -145,7 +145,7 @@ class WriteReportTest(parameterized.TestCase):
     fake_run.write_run(self.folder)
     (self.folder / "weights.json").unlink()
     page = _Page(write_report(self.folder).read_text(encoding="utf-8"))
-    self.assertLen(page.all("img"), 2)
+    self.assertLen(page.all("img"), 6)
 
   def test_same_run_same_bytes(self):
     self._write(quantized=False)
@@ -173,14 +173,55 @@ class WriteReportTest(parameterized.TestCase):
     self.assertIn(evil, page.text["th"])
     self.assertTrue(any(evil in image["alt"] for image in page.all("img")))
 
-  def test_unfinished_run_is_an_error_and_writes_nothing(self):
-    fake_run.write_run(self.folder)
+  def _write_unfinished(self, records: list[dict[str, Any]], *, tail: str = "") -> _Page:
+    """The page of a run that has written records and config.json, and half of another record."""
+    fake_run.write_records(self.folder, records)
+    with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+      file.write(tail)
+    files.write_json(self.folder / "config.json", fake_run.CONFIG)
+    before = {path: path.read_bytes() for path in self.folder.iterdir() if path.is_file()}
+    page = _Page(write_report(self.folder).read_text(encoding="utf-8"))
+    after = {path: path.read_bytes() for path in self.folder.iterdir() if path.is_file()}
+    self.assertEqual(before, after)
+    return page
+
+  def test_run_that_goes_on(self):
+    records = [r for r in fake_run.make_records() if r["step"] <= 72]
+    page = self._write_unfinished(records, tail='{"step": 76, "phase": "quan')
+    self.assertIn("Not finished", page.text["p"])
+    self.assertIn("Recorded up to step 72, in phase quantized.", page.text["p"])
+    self.assertEqual(page.text["h1"].strip(), "resnet8 on digits")
+    self.assertIn("So far\n", page.text["h2"])
+    self.assertNotIn("Layers\n", page.text["h2"])
+    # the float phase has been tested, the quantized one not: its loss is exp(-32 / 10) + 0.1
+    for cell in ("40\n", "97.50 %\n", "72\n", "0.1408\n", "-\n"):
+      self.assertIn(cell, page.text["td"])
+    self.assertIn("25.00 % of it waiting for input", page.text["small"])
+    names = [*(f"{name}.png" for name in _PICTURES if name != "weights"), "report.html"]
+    self.assertCountEqual(os.listdir(self.folder / "report"), names)
+
+  def test_run_before_its_first_validation(self):
+    page = self._write_unfinished(fake_run.make_records()[:1])
+    self.assertIn("Recorded up to step 4, in phase float.", page.text["p"])
+    self.assertNotIn("Validation accuracy", page.text["dt"])
+    self.assertLen(page.all("img"), 3)  # curves, optimizer, speed
+
+  def test_run_without_a_training_record(self):
+    record = {"step": 0, "phase": "float", "kind": "test", "accuracy": 0.5}
+    page = self._write_unfinished([record])
+    self.assertIn("50.00 %\n", page.text["td"])
+    self.assertLen(page.all("img"), 1)
+
+  def test_summary_of_an_earlier_run_does_not_stay(self):
+    write_report(fake_run.write_run(self.folder))
     (self.folder / "run.json").unlink()
-    with self.assertRaises(UsageError) as caught:
+    write_report(self.folder)
+    self.assertFalse((self.folder / "report" / "summary.json").exists())
+
+  def test_folder_that_is_no_run_is_left_alone(self):
+    with self.assertRaisesRegex(UsageError, "is not the folder of a run"):
       write_report(self.folder)
-    self.assertIn(f"{self.folder / 'run.json'} is missing", str(caught.exception))
-    self.assertIn("has not finished", str(caught.exception))
-    self.assertFalse((self.folder / "report").exists())
+    self.assertEmpty(os.listdir(self.folder))
 
   def test_failure_keeps_the_old_page(self):
     fake_run.write_run(self.folder, quantized=False)

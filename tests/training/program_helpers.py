@@ -38,6 +38,7 @@ class Program:
     hang_at: see program_worker.py.
     config: a configuration file; the tiny run's by default.
     flags: further flags.
+    last_flags: further flags of the last process alone.
   """
 
   def __init__(
@@ -49,6 +50,7 @@ class Program:
     devices: int = 1,
     hang_at: str = "none",
     config: Path | None = None,
+    last_flags: tuple[str, ...] = (),
   ) -> None:
     if config is None:
       config = shared / "config.py"
@@ -73,6 +75,8 @@ class Program:
         command += [f"--coordinator_address=localhost:{port}"]
         command += [f"--num_processes={count}", f"--process_id={index}"]
         command += [f"--expected_devices={count * devices}", "--expected_platform=cpu"]
+      if index == count - 1:
+        command += last_flags
       with open(log, "a") as file:
         self.processes.append(
           subprocess.Popen(

@@ -122,6 +122,9 @@ def test_the_tiny_run_is_long_enough_to_be_cut(uninterrupted):
   kinds = {(record["phase"], record["kind"]) for record in records}
   for phase in ("float", "quantized"):
     assert {(phase, "train"), (phase, "validation"), (phase, "test")} <= kinds
-  assert ("quantized", "alpha") in kinds
+  assert {("quantized", "alpha"), ("quantized", "codes"), ("float", "dead")} <= kinds
+  changed = [record["codes_changed"] for record in records if "codes_changed" in record]
+  assert len(changed) == 6
+  assert len(set(changed)) > 3
   losses = [record["loss"] for record in records if record["kind"] == "train"]
   assert len(losses) == len(set(losses)) == 12
