@@ -34,13 +34,13 @@ state_now() {
 ensure_machine() {
   local state begun=$SECONDS
   state=$(state_now none)
+  machine_is_ours=1
   case $state in
     gone | failed)
-      delete_machine
+      replace_machine "$state"
       state=none
       ;;
   esac
-  machine_is_ours=1
   if [ "$state" = none ]; then
     echo "Creating ${flag[name]} ..."
     until create_machine; do
@@ -63,6 +63,23 @@ ensure_machine() {
   find_hosts
   find_coordinator
   wait_for_ssh
+}
+
+# replace_machine STATE: deletes one that is of no use any more, if there still is one.
+replace_machine() {
+  [ -n "${flag[bucket]}" ] || [ "$1" = failed ] || keep_only_copy "$1"
+  [ "$1" = none ] || delete_machine
+}
+
+# keep_only_copy STATE: ends the script where deleting could lose the workdir.
+keep_only_copy() {
+  if [ "$1" = none ]; then
+    echo "error: ${flag[name]} is no more, nor is the workdir: there was no --bucket." >&2
+  else
+    echo "error: ${flag[name]} is $1, and there is no --bucket: its disk may hold the only copy" \
+      "of the workdir. Start it by hand, or begin anew after --delete." >&2
+  fi
+  exit 1
 }
 
 pause() {

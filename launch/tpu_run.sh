@@ -47,9 +47,11 @@ poll() {
   read -r _ run_state run_status run_step log_bytes <<<"$header"
 }
 
-# Shows host 0's log until its process ends, or the machine is away; sets status.
+# Shows host 0's log until its process ends, or the machine is away; sets status, and lost in the
+# latter case.
 follow() {
   local failures=0 state
+  lost=""
   while :; do
     if poll 0 "$offset"; then
       failures=0
@@ -59,17 +61,12 @@ follow() {
         collect_statuses
         return
       fi
-    else
+    elif state=$(state_now ready); then
       # a dropped connection is nothing: the run is detached. A machine that is gone is.
       failures=$((failures + 1))
-      if state=$(state_now ready) && [ "$state" != ready ]; then
-        echo "${flag[name]} is $state."
-        status=255
-        return
-      fi
-      if [ "$failures" -ge 20 ]; then
-        echo "No answer from ${flag[name]} in 20 tries."
-        status=255
+      if [ "$state" != ready ] || [ "$failures" -ge "${flag[unanswered]}" ]; then
+        echo "${flag[name]} is $state and does not answer."
+        status=255 lost=1
         return
       fi
     fi
@@ -82,7 +79,9 @@ collect_statuses() {
   local i tries statuses=()
   for ((i = 0; i < flag[hosts]; i++)); do
     for ((tries = 0; tries < 6; tries++)); do
-      poll "$i" 0 || run_state=ended run_status=255
+      if ! steady poll "$i" 0; then
+        run_state=ended run_status=255 lost=1
+      fi
       [ "$run_state" = running ] || break
       pause
     done
@@ -133,12 +132,8 @@ train_on_machine() {
     count_restart "$(step_now)" || break
     echo "The run ended with status $status at step $last_step or later: starting it again."
     state=$(state_now ready)
-    if [ "$state" != ready ]; then
-      [ -n "${flag[bucket]}" ] || {
-        echo "error: ${flag[name]} is $state, and the workdir with it: there was no --bucket." >&2
-        break
-      }
-      [ "$state" = none ] || delete_machine
+    if [ "$state" != ready ] || [ -n "$lost" ]; then
+      replace_machine "$state"
       ensure_machine again
       prepare_hosts
     fi
@@ -158,6 +153,8 @@ finish() {
     bring_from_bucket
   elif [ "$state" = ready ]; then
     bring_from_host
+  else
+    keep_only_copy "$state"
   fi
   if [ -z "${flag[keep]}" ]; then
     [ "$state" = none ] || delete_machine

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stub_commands import make_command
+
 ROOT = Path(__file__).parent.parent.parent
-STUBS = Path(__file__).parent / "stub_commands.py"
 NAMES = ("gcloud", "uv", "gcsfuse", "mountpoint", "srun", "scontrol", "nvidia-smi")
 
 
@@ -23,15 +23,13 @@ class World:
     shutil.copytree(ROOT / "launch", self.root / "launch")
     shutil.copy(ROOT / "setup.py", self.root)
     for name in NAMES:
-      script = bins / name
-      script.write_text(f'#!/bin/sh\nexec {sys.executable} -S {STUBS} {name} "$@"\n')
-      script.chmod(0o755)
+      make_command(bins / name, name)
     self.environment = {
       **os.environ,
       "PATH": f"{bins}:{os.environ['PATH']}",
       "STUB": str(self.stub),
       "RESTART_SECONDS": "0",
-      "SAVE_SECONDS": "0.3",
+      "SAVE_SECONDS": "60",
       "STOP_SECONDS": "3",
     }
 
@@ -69,10 +67,7 @@ class World:
 
 def make_fake_environment(world: World, name: str) -> None:
   """An environment that the scripts take for installed, with a Python that trains by script."""
-  python = world.root / name / "bin" / "python"
-  python.parent.mkdir(parents=True)
-  python.write_text(f'#!/bin/sh\nexec {sys.executable} -S {STUBS} python "$@"\n')
-  python.chmod(0o755)
+  make_command(world.root / name / "bin" / "python", "python")
 
 
 def flags_of(call: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Stands in for gcloud, uv, srun, nvidia-smi and others when the launch scripts are tested.
 
-Called as stub_commands.py NAME ARGUMENTS...; $STUB is a folder that holds the pretended world:
+Called with NAME ARGUMENTS... (see make_command); $STUB is a folder that holds the pretended world:
 
     calls            one JSON list a call, in order
     machine          state of the one machine or group, absent where there is none
@@ -10,18 +10,18 @@ Called as stub_commands.py NAME ARGUMENTS...; $STUB is a folder that holds the p
     script           what the next trainings do, one line each, such as "steps=4 status=143"
 """
 
+import contextlib
 import fcntl
 import glob
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-STUB = Path(os.environ["STUB"])
+# shutil and subprocess take longer to import than most calls take to run: where needed
+STUB = Path(os.environ.get("STUB", "."))
 MACHINE = STUB / "machine"
 
 
@@ -74,18 +74,19 @@ def gcloud(arguments: list[str]) -> int:
     case ["compute", "tpus", "tpu-vm", "ssh", _]:
       return ssh(options["worker"], options["command"])
     case ["compute", "tpus", "tpu-vm", "scp", source, target]:
-      shutil.copy(source, STUB / f"host.{options['worker']}" / target.split(":")[1])
+      copy_to_host(source, options["worker"], target)
     case ["compute", "ssh", name]:
-      return ssh(str(max(0, "xyz".find(name[-1]))), options["command"])
+      return ssh(host_of(name), options["command"])
     case ["compute", "scp", source, target]:
-      name, path = target.split(":")
-      shutil.copy(source, STUB / f"host.{max(0, 'xyz'.find(name[-1]))}" / path)
+      copy_to_host(source, host_of(target.split(":")[0]), target)
     case _:
       raise AssertionError(words)
   return 0
 
 
 def machine(verb: str, names: list[str], ready: str, *, with_state: bool = True) -> int:
+  import shutil
+
   if verb == "list":
     if MACHINE.exists():
       print(f"other\t{ready}\nname with\t-" if with_state else "other")
@@ -105,8 +106,17 @@ def machine(verb: str, names: list[str], ready: str, *, with_state: bool = True)
     assert MACHINE.exists(), "there is nothing to delete"
     MACHINE.unlink()
     for home in STUB.glob("host.*"):
+      end_processes(home)
       shutil.rmtree(home)
   return 0
+
+
+def end_processes(home: Path) -> None:
+  """A machine takes its processes with it."""
+  pid = home / "bcgd_run" / "pid"
+  if pid.exists() and not (home / "bcgd_run" / "status").exists():
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
 def named(verb: str, names: list[str]) -> int:
@@ -123,17 +133,32 @@ def named(verb: str, names: list[str]) -> int:
   return 0
 
 
+def host_of(name: str) -> str:
+  """A group's machines are called run1-x, run1-y, ..."""
+  return str(max(0, "xyz".find(name[-1])))
+
+
+def copy_to_host(source: str, host: str, target: str) -> None:
+  import shutil
+
+  shutil.copy(source, STUB / f"host.{host}" / target.split(":")[1])
+
+
 def ssh(host: str, command: str) -> int:
   if not MACHINE.exists() or MACHINE.read_text() not in ("ACTIVE", "RUNNING"):
     return 255
   if take_line(STUB / "drops"):
     return 255
-  home = STUB / f"host.{host}"
-  environment = {**os.environ, "HOME": str(home), "HOST": host}
-  return subprocess.run(["bash", "-c", command], cwd=home, env=environment, check=False).returncode
+  if " start " in command and (STUB / "silent_after_start").exists():
+    (STUB / "silent_after_start").rename(STUB / "drops")
+  os.environ |= {"HOME": str(STUB / f"host.{host}"), "HOST": host}
+  os.chdir(os.environ["HOME"])
+  os.execvp("bash", ["bash", "-c", command])
 
 
 def storage(verb: str, places: list[str], delete: bool) -> int:
+  import shutil
+
   paths = [
     STUB / "bucket" / place.removeprefix("gs://") if place.startswith("gs://") else Path(place)
     for place in places
@@ -160,13 +185,20 @@ def storage(verb: str, places: list[str], delete: bool) -> int:
 
 def uv(arguments: list[str]) -> int:
   if arguments[0] == "venv":
-    make_python(Path(arguments[-1]) / "bin" / "python")
+    make_command(Path(arguments[-1]) / "bin" / "python", "python")
   return 0
 
 
-def make_python(path: Path) -> None:
+def make_command(path: Path, name: str) -> None:
+  """Writes an executable that stands in for the command of this name."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} python "$@"\n')
+  # imported, not run as a file: so it is compiled once
+  code = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import stub_commands as s"
+  )
+  path.write_text(
+    f'#!/bin/sh\nexec {sys.executable} -S -c "{code}; sys.exit(s.main())" {name} "$@"\n'
+  )
   path.chmod(0o755)
 
 
@@ -234,6 +266,8 @@ def mountpoint(arguments: list[str]) -> int:
 
 def srun(arguments: list[str]) -> int:
   """Runs the command once for each task and returns the highest status, as srun does."""
+  import subprocess
+
   first = next(i for i, argument in enumerate(arguments) if not argument.startswith("--"))
   tasks = [
     subprocess.Popen(arguments[first:], env={**os.environ, "SLURM_PROCID": str(task)})
@@ -271,7 +305,3 @@ def main() -> int:
   name, *arguments = sys.argv[1:]
   record(name, arguments)
   return globals()[name.replace("-", "_")](arguments)
-
-
-if __name__ == "__main__":
-  sys.exit(main())

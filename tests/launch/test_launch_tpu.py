@@ -22,7 +22,7 @@ def tpu(world, *flags, train=TRAIN, **environment):
     "--name=run1",
     "--project=p",
     "--zone=us-east5-a",
-    "--poll_seconds=0.05",
+    "--poll_seconds=0.1",
     *flags,
     *train,
     **environment,
@@ -77,9 +77,8 @@ def test_the_commands_that_create(world):
 
 def test_preempted_once_then_finished_from_the_bucket(world):
   world.write("script", "steps=3 machine=SUSPENDED", "steps=6 status=0")
-  done = tpu(world, *API, "--provisioning=spot", BUCKET)
+  done = tpu(world, *API, "--provisioning=spot", BUCKET, SAVE_SECONDS="0.1")
   assert done.returncode == 0, done.stderr + done.stdout
-  assert "run1 is gone" in done.stdout
   assert "ended with status 255 at step 3 or later" in done.stdout
   assert len(created(world)) == 2
   # the second machine began with what the first had copied
@@ -88,9 +87,29 @@ def test_preempted_once_then_finished_from_the_bucket(world):
   assert list((world.stub / "bucket/b/runs/one.logs").glob("*.log"))
 
 
+def test_a_machine_that_answers_no_more_is_replaced(world):
+  world.write("script", "steps=3 wait=50 status=0", "status=0")
+  world.write("silent_after_start", *["x"] * 3)
+  done = tpu(world, *GCE, "--provisioning=spot", "--unanswered=3", BUCKET)
+  assert done.returncode == 0, done.stderr + done.stdout
+  assert "run1 is ready and does not answer." in done.stdout
+  assert len(created(world)) == 2
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_stopped_machine_with_the_only_copy_is_not_deleted(world, when):
+  world.write("script", "machine=TERMINATED")
+  if when == "before":
+    (world.stub / "machine").write_text("TERMINATED")
+  done = tpu(world, *GCE)
+  assert done.returncode == 1
+  assert "its disk may hold the only copy of the workdir" in done.stderr
+  assert (world.stub / "machine").exists()
+
+
 def test_preempted_again_and_again_with_no_new_checkpoint(world):
   world.write("script", "steps=3 machine=SUSPENDED", *["machine=SUSPENDED"] * 9)
-  done = tpu(world, *API, "--provisioning=spot", "--stalled_restarts=2", BUCKET)
+  done = tpu(world, *API, "--provisioning=spot", "--stalled_restarts=2", BUCKET, SAVE_SECONDS="0.1")
   assert done.returncode == 255
   assert "2 starts in a row brought no new checkpoint (newest step: 3)" in done.stderr
   assert len(world.trainings()) == 3
@@ -207,7 +226,7 @@ def test_no_machine_at_first_is_an_error_and_later_waited_for(world):
   world.write("refusals", "no capacity")
   assert tpu(world, *GCE).returncode == 1
   assert world.trainings() == []
-  world.write("script", "steps=3 machine=TERMINATED", "status=0")
+  world.write("script", "machine=TERMINATED", "status=0")
   (world.stub / "calls").unlink()
   world.write("later_refusals", "no capacity", "no capacity")
   done = tpu(world, *GCE, "--provisioning=spot", BUCKET)
@@ -226,7 +245,7 @@ def test_a_bucket_that_cannot_be_read_is_not_an_empty_one(world):
 
 def test_a_copy_that_fails_keeps_the_machine(world):
   world.write("script", "steps=3 status=0")
-  done = tpu(world, *API, BUCKET, SAVE_SECONDS="60", SABOTAGE="1")
+  done = tpu(world, *API, BUCKET, SABOTAGE="1")
   assert done.returncode == 1
   assert (world.stub / "machine").exists()
   assert "may still be there and cost money" in done.stdout
