@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from bcgd_jax.benchmarks.photographs import load_photographs
@@ -198,6 +199,6 @@ def test_rows_below_the_crop_are_not_needed(photograph):
   pixels, found = decode_crop(data, lambda width, height: box)
   assert found == box
   assert pixels.shape == (172, 600, 3)  # two more for the chroma's interpolation
-  difference = pixels[:170].astype(int) - decode_rgb(data)[:170]
-  assert np.abs(difference).max() <= 8
-  assert np.abs(difference).mean() < 0.5
+  whole = simplejpeg.decode_jpeg(data, fastdct=True)
+  np.testing.assert_array_equal(pixels[:170], whole[:170])
+  assert np.abs(whole.astype(int) - decode_rgb(data)).mean() < 2  # "a level or two"
