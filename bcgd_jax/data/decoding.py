@@ -1,7 +1,6 @@
 """Encoded images as RGB pixels."""
 
 import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -11,13 +10,19 @@ from PIL import Image
 from bcgd_jax.data.crops import Box
 from bcgd_jax.data.jpeg_header import cut_below
 
+# Those found under the name of a JPEG or PNG file. Pillow's others stay closed: EPS runs a program.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+# Above, Pillow warns of files made to fill the memory; a damaged header looks the same. libjpeg
+# would fill in 12 GB of gray for one.
+_MAX_PIXELS = 89_478_485
+
 
 class BadImageError(Exception):
   """Bytes that are not a whole image."""
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-  """The pixels of a JPEG, PNG or other file that Pillow reads.
+  """The pixels of a JPEG, PNG, BMP, GIF (first picture), TIFF or WebP file, whatever its name.
 
   JPEG by libjpeg-turbo; where it fails, by Pillow. Gray becomes RGB, CMYK and palettes are
   converted, transparency is dropped. The orientation that a camera notes in EXIF is not applied, as
@@ -28,9 +33,11 @@ def decode_rgb(data: bytes) -> np.ndarray:
   Returns:
     uint8 [H, W, 3].
   Raises:
-    BadImageError: if the file is empty, truncated or no image.
+    BadImageError: if the file is empty, truncated, no image, or said to have more than 89 million
+      pixels.
   """
   try:
+    _read_jpeg_size(data)
     pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
     return pixels
   except ValueError:  # another format, or damaged: Pillow tells which
@@ -53,7 +60,7 @@ def decode_crop(data: bytes, draw: Callable[[int, int], Box]) -> tuple[np.ndarra
     BadImageError: as `decode_rgb`; damage inside a file that is not cut off may stay unnoticed.
   """
   try:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    width, height = _read_jpeg_size(data)
   except ValueError:
     pixels = _decode_with_pillow(data)
     return pixels, draw(pixels.shape[1], pixels.shape[0])
@@ -65,12 +72,24 @@ def decode_crop(data: bytes, draw: Callable[[int, int], Box]) -> tuple[np.ndarra
     return _decode_with_pillow(data), box
 
 
+def _read_jpeg_size(data: bytes) -> tuple[int, int]:
+  """Width and height in a JPEG file's header; raises ValueError where there is none."""
+  height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+  _check_size(width, height)
+  return width, height
+
+
+def _check_size(width: int, height: int) -> None:
+  if width * height > _MAX_PIXELS:
+    raise BadImageError(f"{width} x {height} pixels are more than {_MAX_PIXELS}")
+
+
 def _decode_with_pillow(data: bytes) -> np.ndarray:
   try:
-    with warnings.catch_warnings():
-      # palettes with transparency, odd EXIF: told of once a file, and nothing to be done
-      warnings.simplefilter("ignore")
-      with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+      _check_size(*image.size)
+      # straight from a palette with transparency to RGB, Pillow warns; the colours are the same
+      opaque = image.convert("RGBA") if image.mode == "P" else image
+      return np.asarray(opaque.convert("RGB"))
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise BadImageError(str(error)) from error

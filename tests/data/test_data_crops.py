@@ -3,14 +3,16 @@
 import io
 import math
 import random
+import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from bcgd_jax.benchmarks.photographs import load_photographs
 from bcgd_jax.data.crops import center_crop, draw_crop, resize_crop
-from bcgd_jax.data.decoding import BadImageError, decode_rgb
+from bcgd_jax.data.decoding import BadImageError, decode_crop, decode_rgb
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +105,20 @@ def test_resized_crop_keeps_the_picture(photograph):
   np.testing.assert_array_equal(exact, pixels[9:105, 7:103])
 
 
-def test_jpeg_decodes_as_pillow_does(photograph):
-  data = encode(photograph, "JPEG", quality=90, subsampling=0)
+@pytest.mark.parametrize("size", [(600, 400), (333, 251), (17, 23)])
+@pytest.mark.parametrize(
+  "options",
+  [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}],
+  ids=["444", "422", "420", "progressive"],
+)
+def test_jpeg_decodes_as_pillow_does(photograph, size, options):
+  data = encode(photograph.resize(size), "JPEG", quality=90, **options)
   expected = np.asarray(Image.open(io.BytesIO(data)))
   np.testing.assert_array_equal(decode_rgb(data), expected)
+
+
+def upper_half(width, height):
+  return 0, 0, width, max(1, height // 2)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "1", "I;16"])
@@ -123,6 +135,23 @@ def test_every_mode_becomes_rgb(photograph, mode):
   assert pixels.dtype == np.uint8
   if mode in ("L", "CMYK", "RGBA"):
     assert np.abs(pixels.astype(float).mean() - np.asarray(small, float).mean()) < 8
+  cropped, box = decode_crop(data, upper_half)
+  assert box == (0, 0, 40, 15)
+  # to train on: the fast cosine transform
+  assert np.abs(cropped[:15].astype(int) - pixels[:15]).max() <= 8
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP"])
+def test_other_formats_under_a_jpeg_name(photograph, kind):
+  data = encode(photograph.resize((40, 30)).convert("P" if kind == "GIF" else "RGB"), kind)
+  expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+  np.testing.assert_array_equal(decode_rgb(data), expected)
+
+
+def test_palettes_with_transparency(photograph):
+  small = photograph.resize((40, 30)).convert("P")
+  data = encode(small, "PNG", transparency=bytes(range(256)))
+  np.testing.assert_array_equal(decode_rgb(data), np.asarray(small.convert("RGB")))
 
 
 def test_orientation_in_exif_is_not_applied(photograph):
@@ -142,6 +171,34 @@ def test_damaged_files_are_bad(photograph):
     whole[: len(whole) // 2],
     whole[:100],
     encode(photograph.resize((40, 30)), "PNG")[:200],
+    encode(photograph.resize((40, 30)), "EPS"),  # Pillow would run a program
   ):
     with pytest.raises(BadImageError):
       decode_rgb(data)
+    with pytest.raises(BadImageError):
+      decode_crop(data, upper_half)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_header_that_asks_for_all_the_memory_is_damage(photograph, kind):
+  data = bytearray(encode(photograph.resize((40, 30)), kind))
+  if kind == "JPEG":
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
+  else:
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+  for decode in (decode_rgb, lambda data: decode_crop(data, upper_half)):
+    with pytest.raises(BadImageError, match=r"pixels|bomb"):
+      decode(bytes(data))
+
+
+def test_rows_below_the_crop_are_not_needed(photograph):
+  data = encode(photograph, "JPEG", quality=90)
+  box = (100, 50, 300, 120)
+  pixels, found = decode_crop(data, lambda width, height: box)
+  assert found == box
+  assert pixels.shape == (172, 600, 3)  # two more for the chroma's interpolation
+  whole = simplejpeg.decode_jpeg(data, fastdct=True)
+  np.testing.assert_array_equal(pixels[:170], whole[:170])
+  assert np.abs(whole.astype(int) - decode_rgb(data)).mean() < 2  # "a level or two"
