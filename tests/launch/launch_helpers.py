@@ -47,7 +47,7 @@ class World:
       capture_output=True,
       text=True,
       check=False,
-      timeout=60,
+      timeout=300,
     )
 
   def write(self, name: str, *lines: str) -> None:

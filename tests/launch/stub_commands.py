@@ -240,7 +240,7 @@ def commit(workdir: Path, step: int) -> None:
 def wait_for_copy(workdir: Path, step: int) -> None:
   """Until the step is in the bucket: the machine goes away with its disk."""
   name = f"b/runs/one/checkpoints/step_{step:08d}/manifest.json"
-  deadline = time.monotonic() + 20
+  deadline = time.monotonic() + 60
   while step and not (STUB / "bucket" / name).exists():
     assert time.monotonic() < deadline
     time.sleep(0.02)

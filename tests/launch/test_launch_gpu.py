@@ -88,19 +88,19 @@ def test_a_failed_run_is_not_started_again(world, status):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(world, number):
-  world.write("script", "steps=3 wait=20 status=0", "status=0")
+  world.write("script", "steps=3 wait=100 status=0", "status=0")
   shell = subprocess.Popen(
     ["bash", "launch/gpu.sh", "--config=c.py", "--workdir=w"],
     cwd=world.root,
     env=world.environment,
     restore_signals=True,
   )
-  deadline = time.monotonic() + 20
+  deadline = time.monotonic() + 60
   while not (world.stub / "waiting").exists():
     assert time.monotonic() < deadline
     time.sleep(0.02)
   shell.send_signal(number)
-  assert shell.wait(timeout=10) == 143
+  assert shell.wait(timeout=60) == 143
   assert (world.root / "w/checkpoints/step_00000077/manifest.json").exists()
   assert len(world.trainings()) == 1
 

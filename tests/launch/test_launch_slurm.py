@@ -100,11 +100,11 @@ def test_a_cancelled_job_is_not_queued_again(world):
 
 
 def test_term_to_step_and_shell_while_the_step_saves(world):
-  world.write("script", "steps=5 wait=20 status=0", "steps=5 wait=20 status=0")
+  world.write("script", "steps=5 wait=100 status=0", "steps=5 wait=100 status=0")
   shell = subprocess.Popen(
     ["bash", *COMMAND], cwd=world.root, env=world.environment, stdout=subprocess.DEVNULL
   )
-  deadline = time.monotonic() + 20
+  deadline = time.monotonic() + 60
   while len(world.trainings()) < 2 or not (world.stub / "waiting").exists():
     assert time.monotonic() < deadline
     time.sleep(0.02)
@@ -113,7 +113,7 @@ def test_term_to_step_and_shell_while_the_step_saves(world):
   for _ in range(3):  # the batch shell is signalled again and again while the step saves
     time.sleep(0.05)
     shell.send_signal(signal.SIGTERM)
-  assert shell.wait(timeout=10) == 143
+  assert shell.wait(timeout=60) == 143
   assert (world.root / "runs/a b/checkpoints/step_00000077/manifest.json").exists()
   assert world.calls("scontrol", "requeue") == [["scontrol", "requeue", "7"]]
 
