@@ -19,7 +19,6 @@ class BadImages:
 
   def __init__(self, source: EncodedSource, *, max_fraction: float) -> None:
     self._source, self._max_fraction = source, max_fraction
-    self._found: dict[int, None] = {}  # in the order they were met
 
   def note(self, bad: np.ndarray) -> None:
     """Takes the "bad" entry of a batch; a warning is logged for each image met first.
@@ -27,17 +26,15 @@ class BadImages:
     Raises:
       TrainingError: if more of the images are bad than may be, naming the first.
     """
+    found = self._source.found_bad
     for record in np.unique(bad[bad != NOT_BAD]).tolist():
-      if record not in self._found:
-        self._found[record] = None
-        logging.warning(
-          "Bad image %d, left out: %s", len(self._found), self._source.records.name(record)
-        )
-    allowed = self._max_fraction * len(self._source)
-    if len(self._found) > allowed:
-      names = [self._source.records.name(record) for record in list(self._found)[:_MAX_LISTED]]
+      if record not in found:
+        found[record] = None
+        logging.warning("Bad image %d, left out: %s", len(found), self._source.records.name(record))
+    if len(found) > self._max_fraction * len(self._source):
+      names = [self._source.records.name(record) for record in list(found)[:_MAX_LISTED]]
       raise TrainingError(
         f"at most {self._max_fraction:g} of the {len(self._source)} images may be unreadable "
-        f"(config.data.max_bad_fraction), but {len(self._found)} are already, among them: "
+        f"(config.data.max_bad_fraction), but {len(found)} are already, among them: "
         f"{', '.join(names)}"
       )

@@ -10,8 +10,11 @@ from bcgd_jax.data.crops import center_crop, draw_crop, resize_crop
 from bcgd_jax.data.decoding import BadImageError, decode_crop, decode_rgb
 from bcgd_jax.data.records import Records
 from bcgd_jax.data.sources import check_index
+from bcgd_jax.errors import TrainingError
 
 NOT_BAD = -1
+# Where nearly all images are bad, looking for the next good one would read them all for each.
+_MAX_TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class EncodedSource:
     """
     self.records, self.crops = records, crops
     self._positions = positions
+    # by record, in the order they were met in this process: warned of once, counted over epochs
+    self.found_bad: dict[int, None] = {}
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -95,6 +100,9 @@ class RandomCrop:
 
   In place of one that cannot be decoded comes the next of the source that can, so that the batch
   stays a function of the seed and the step; "bad" names the first such record.
+
+  Raises:
+    TrainingError: when called, if 100 in a row cannot be decoded.
   """
 
   source: EncodedSource
@@ -105,7 +113,7 @@ class RandomCrop:
     position, data, label = example["position"], example["image"], example["label"]
     draw = functools.partial(draw_crop, rng, min_area=crops.min_area)
     bad = NOT_BAD
-    for _ in range(len(source)):
+    for _ in range(min(_MAX_TRIES, len(source))):
       try:
         pixels, box = decode_crop(data, draw)
       except BadImageError:
@@ -116,5 +124,7 @@ class RandomCrop:
       flip = self.flip and rng.random() < 0.5
       image = resize_crop(pixels, box, size=crops.image_size, flip=flip)
       return {"image": image, "label": label, "bad": bad}
-    # none can be decoded; the batch's reader stops the run when it sees them named
-    return {"image": np.zeros(source.image_shape, np.uint8), "label": label, "bad": bad}
+    raise TrainingError(
+      "training images must be readable, but many in a row are not, the first of them "
+      f"{source.records.name(bad)}"
+    )

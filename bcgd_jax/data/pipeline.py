@@ -29,6 +29,10 @@ Batch = dict[str, np.ndarray]
 # One thread, a few batches ahead: the work is Python under one lock, and more threads only contend
 # for it (measured: a third of the speed with 4). Processes are what scales, see num_workers.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+# Decoders let go of that lock, but each thread fills a batch of its own: 40 MB for 256 images of
+# ImageNet. So few batches lie ahead, on a host with hundreds of cores too.
+_MAX_THREADS = 16
+_WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 _DTYPES = {"image": np.uint8, "label": np.int32, "mask": np.bool_, "bad": np.int32}
 
 
@@ -96,6 +100,7 @@ def train_batches(
     process_count: a divisor of batch_size.
   Returns:
     Iterator of {"image": uint8 [b, H, W, C], "label": int32 [b]}, b = batch_size / process_count.
+    While it runs it raises TrainingError where more images are unreadable than max_bad_fraction.
   Raises:
     UsageError: if batch_size is not a multiple of process_count.
     ValueError: if start_step or process_index is out of range.
@@ -130,6 +135,7 @@ def eval_batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
+  num_batches: int | None = None,
   num_workers: int = 0,
   max_bad_fraction: float = 0.0,
 ) -> BatchIterator:
@@ -144,13 +150,14 @@ def eval_batches(
     batch_size: over all processes, > 0.
     process_index: of this process, in [0, process_count).
     process_count: a divisor of batch_size.
-    num_workers: processes that decode images of an `EncodedSource`; 0 takes a thread a core. Other
-      sources are read by one thread.
+    num_batches: if given, only so many are read, the first.
+    num_workers: processes that decode images of an `EncodedSource`; 0 takes a thread a core, at
+      most 16. Other sources are read by one thread.
     max_bad_fraction: of an `EncodedSource`'s images that may be unreadable. Their mask is False,
       and a warning names them.
   Returns:
     Iterator of {"image": uint8 [b, H, W, C], "label": int32 [b], "mask": bool [b]},
-    b = batch_size / process_count.
+    b = batch_size / process_count. While it runs it raises TrainingError as `train_batches` does.
   Raises:
     UsageError: if batch_size is not a positive multiple of process_count.
     ValueError: if process_index is out of range.
@@ -165,7 +172,9 @@ def eval_batches(
     process_count=process_count,
   )
   workers = num_workers if isinstance(source, EncodedSource) else 0
-  return _iterate(batches, source, num_workers=workers, max_bad_fraction=max_bad_fraction)
+  return _iterate(
+    batches[:num_batches], source, num_workers=workers, max_bad_fraction=max_bad_fraction
+  )
 
 
 class _PaddedSource:
@@ -181,9 +190,10 @@ class _PaddedSource:
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
     if index.__index__() < len(self._source):
       return {**self._source[index], "mask": True}
-    first = self._source[0]
-    padding = {"image": np.zeros_like(first["image"]), "label": 0, "mask": False}
-    return {**padding, "bad": NOT_BAD} if "bad" in first else padding
+    if isinstance(self._source, EncodedSource):  # decoding one for its shape takes a while
+      image = np.zeros(self._source.image_shape, np.uint8)
+      return {"image": image, "label": 0, "mask": False, "bad": NOT_BAD}
+    return {"image": np.zeros_like(self._source[0]["image"]), "label": 0, "mask": False}
 
 
 def _slice_batches(
@@ -226,10 +236,12 @@ def _iterate(
   bad_images, read_options = None, _READ_OPTIONS
   if isinstance(source, EncodedSource):
     bad_images = BadImages(source, max_fraction=max_bad_fraction)
-    if not num_workers:
-      # decoders let go of Python's lock
-      cores = count_cores()
-      read_options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=cores + 2)
+    threads = min(count_cores(), _MAX_THREADS)
+    read_options = (
+      _WORKER_READ_OPTIONS
+      if num_workers
+      else grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
+    )
   iterable = batches.to_iter_dataset(read_options)
   if num_workers:
     iterable = _read_in_processes(iterable, num_workers)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,10 +200,11 @@ def train_images(run: Run, num_batches: int) -> Iterator[np.ndarray]:
   batches = eval_batches(
     run.dataset.train,
     batch_size=run.settings.data.batch_size,
+    num_batches=num_batches,
     max_bad_fraction=run.settings.data.max_bad_fraction,
   )
   with contextlib.closing(batches):
-    for batch in itertools.islice(batches, num_batches):
+    for batch in batches:
       yield batch["image"][batch["mask"]]
 
 

@@ -13,6 +13,7 @@ from bcgd_jax.benchmarks.photographs import write_image_folder
 from bcgd_jax.data import dataset_info, eval_batches, load_dataset, train_batches
 from bcgd_jax.data.crops import center_crop
 from bcgd_jax.data.decoding import decode_rgb
+from bcgd_jax.data.encoded import RandomCrop
 from bcgd_jax.errors import TrainingError, UsageError
 
 
@@ -173,8 +174,24 @@ def test_more_bad_training_images_than_allowed_stop_the_run(folder):
 def test_nothing_but_bad_images_stops_the_first_batch(folder):
   for path in (folder / "train").glob("*/*"):
     path.write_bytes(b"")
-  with pytest.raises(TrainingError, match="images may be unreadable"):
-    read(folder_options(folder), 1)
+  for changes in ({}, {"num_workers": 1}, {"max_bad_fraction": 0.99}):
+    with pytest.raises(TrainingError, match=r"many in a row are not.*class000\d/train_0"):
+      read(folder_options(folder, **changes), 1)
+
+
+def test_looking_for_a_good_image_ends_in_a_large_folder(tmp_path):
+  for split, count in (("train", 1000), ("val", 1)):
+    (tmp_path / split / "a").mkdir(parents=True)
+    for number in range(count):
+      (tmp_path / split / "a" / f"{number}.jpg").write_bytes(b"version 1 of a pointer")
+  source = load_dataset(folder_options(tmp_path)).train
+  opened = []
+  read_record = source.records.read
+  source.records.read = lambda record: opened.append(record) or read_record(record)
+  crop = RandomCrop(source, flip=True)
+  with pytest.raises(TrainingError, match="many in a row"):
+    crop(source.encoded()[0], np.random.default_rng(0))
+  assert len(opened) == 101
 
 
 def test_bad_validation_images_are_masked_and_named(folder, caplog):
