@@ -132,6 +132,7 @@ def eval_batches(
   process_count: int = 1,
   num_workers: int = 0,
   max_bad_fraction: float = 0.0,
+  num_batches: int | None = None,
 ) -> BatchIterator:
   """Batches in which every example of the source occurs exactly once over all processes, in order.
 
@@ -148,6 +149,7 @@ def eval_batches(
       sources are read by one thread.
     max_bad_fraction: of an `EncodedSource`'s images that may be unreadable. Their mask is False,
       and a warning names them.
+    num_batches: only the first so many are read and yielded; None is all.
   Returns:
     Iterator of {"image": uint8 [b, H, W, C], "label": int32 [b], "mask": bool [b]},
     b = batch_size / process_count.
@@ -165,7 +167,9 @@ def eval_batches(
     process_count=process_count,
   )
   workers = num_workers if isinstance(source, EncodedSource) else 0
-  return _iterate(batches, source, num_workers=workers, max_bad_fraction=max_bad_fraction)
+  return _iterate(
+    batches[:num_batches], source, num_workers=workers, max_bad_fraction=max_bad_fraction
+  )
 
 
 class _PaddedSource:
