@@ -138,6 +138,7 @@ def eval_batches(
   num_batches: int | None = None,
   num_workers: int = 0,
   max_bad_fraction: float = 0.0,
+  num_batches: int | None = None,
 ) -> BatchIterator:
   """Batches in which every example of the source occurs exactly once over all processes, in order.
 
@@ -155,6 +156,7 @@ def eval_batches(
       most 16. Other sources are read by one thread.
     max_bad_fraction: of an `EncodedSource`'s images that may be unreadable. Their mask is False,
       and a warning names them.
+    num_batches: only the first so many are read and yielded; None is all.
   Returns:
     Iterator of {"image": uint8 [b, H, W, C], "label": int32 [b], "mask": bool [b]},
     b = batch_size / process_count. While it runs it raises TrainingError as `train_batches` does.

@@ -202,6 +202,7 @@ def train_images(run: Run, num_batches: int) -> Iterator[np.ndarray]:
     batch_size=run.settings.data.batch_size,
     num_batches=num_batches,
     max_bad_fraction=run.settings.data.max_bad_fraction,
+    num_batches=num_batches,
   )
   with contextlib.closing(batches):
     for batch in batches:
@@ -247,13 +248,17 @@ def score_split(run: Run, mapped: EvalStep, variables: PyTree, split: str) -> Sc
   return score(mapped, variables, batches, place_batch=run.parallel.place_batch)
 
 
-def split_batches(run: Run, split: str) -> BatchIterator:
-  """This process's part of a split's batches for scoring, not augmented, every example once."""
+def split_batches(run: Run, split: str, *, num_batches: int | None = None) -> BatchIterator:
+  """This process's part of a split's batches for scoring, not augmented, every example once.
+
+  `num_batches` reads only the first so many, without processes of their own.
+  """
   return eval_batches(
     getattr(run.dataset, split),
     batch_size=run.settings.data.eval_batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-    num_workers=run.settings.data.num_workers,
+    num_workers=run.settings.data.num_workers if num_batches is None else 0,
     max_bad_fraction=run.settings.data.max_bad_fraction,
+    num_batches=num_batches,
   )

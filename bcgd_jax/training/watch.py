@@ -94,7 +94,7 @@ class DeadWatch:
   def measure(self, variables: PyTree) -> dict[str, float]:
     """See `dead_step`, with Python numbers."""
     if self._batch is None:
-      with contextlib.closing(split_batches(self._run, "train")) as batches:
+      with contextlib.closing(split_batches(self._run, "train", num_batches=1)) as batches:
         self._batch = next(batches)
     dead = self._mapped(variables, self._run.parallel.place_batch(self._batch))
     return {path: float(fraction) for path, fraction in jax.device_get(dead).items()}

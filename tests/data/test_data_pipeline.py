@@ -209,6 +209,15 @@ class EvalBatchesTest(PipelineTestCase):
     ]
     self._assert_equal(joined, whole)
 
+  def test_first_batches_alone_are_read(self):
+    _, whole = self._take(50, batch_size=16, index=1, count=2)
+    source = NumberedSource(50)
+    with data.eval_batches(
+      source, batch_size=16, process_index=1, process_count=2, num_batches=2
+    ) as batches:
+      self._assert_equal(list(batches), whole[:2])
+    self.assertEqual(source.num_reads, 2 * 8)
+
   def test_empty_source(self):
     self.assertEqual(self._take(0, batch_size=16)[1], [])
 
