@@ -135,7 +135,6 @@ def eval_batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  num_batches: int | None = None,
   num_workers: int = 0,
   max_bad_fraction: float = 0.0,
   num_batches: int | None = None,
@@ -151,7 +150,6 @@ def eval_batches(
     batch_size: over all processes, > 0.
     process_index: of this process, in [0, process_count).
     process_count: a divisor of batch_size.
-    num_batches: if given, only so many are read, the first.
     num_workers: processes that decode images of an `EncodedSource`; 0 takes a thread a core, at
       most 16. Other sources are read by one thread.
     max_bad_fraction: of an `EncodedSource`'s images that may be unreadable. Their mask is False,

@@ -200,7 +200,6 @@ def train_images(run: Run, num_batches: int) -> Iterator[np.ndarray]:
   batches = eval_batches(
     run.dataset.train,
     batch_size=run.settings.data.batch_size,
-    num_batches=num_batches,
     max_bad_fraction=run.settings.data.max_bad_fraction,
     num_batches=num_batches,
   )
