@@ -84,7 +84,7 @@ class Program:
           )
         )
 
-  def wait_for_step(self, step: int, *, seconds: float = 240) -> None:
+  def wait_for_step(self, step: int, *, seconds: float = 500) -> None:
     """Until a training step is logged that is not below `step`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -95,7 +95,7 @@ class Program:
       time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached in {seconds} seconds:\n{self.text()}")
 
-  def wait(self, *, seconds: float = 240) -> list[int]:
+  def wait(self, *, seconds: float = 500) -> list[int]:
     """Exit statuses as a shell counts them: 128 + signal for a process that a signal ended."""
     end = time.monotonic() + seconds
     try:
