@@ -19,8 +19,8 @@ from typing import Any
 
 from absl import flags
 
+from bcgd_jax.benchmarks.jpeg_folder import write_image_folder
 from bcgd_jax.benchmarks.opponents import list_images
-from bcgd_jax.benchmarks.photographs import write_image_folder
 from bcgd_jax.benchmarks.pipeline_process import (
   PIPELINES,
   Measurement,

@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bcgd_jax.benchmarks.photographs import load_photographs
+from bcgd_jax.benchmarks.jpeg_folder import load_photographs
 from bcgd_jax.data.crops import center_crop, draw_crop, resize_crop
 from bcgd_jax.data.decoding import BadImageError, decode_crop, decode_rgb
 

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from encoded_helpers import folder_options, write_archives
 from PIL import Image
 
-from bcgd_jax.benchmarks.photographs import write_image_folder
+from bcgd_jax.benchmarks.jpeg_folder import write_image_folder
 from bcgd_jax.data import DataOptions, imagenet, load_dataset, train_batches
 from bcgd_jax.data.decoding import decode_rgb
 from bcgd_jax.errors import UsageError

@@ -5,7 +5,7 @@ import signal
 import pytest
 from program_helpers import ROOT, Program
 
-from bcgd_jax.benchmarks.photographs import write_image_folder
+from bcgd_jax.benchmarks.jpeg_folder import write_image_folder
 from bcgd_jax.report.files import read_json
 from bcgd_jax.report.records import read_metrics
 

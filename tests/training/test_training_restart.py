@@ -106,7 +106,7 @@ def test_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
   start, uninterrupted, tmp_path
 ):
   workdir = tmp_path / "run"
-  assert start(workdir, "step:22") == -signal.SIGKILL
+  assert start(workdir, "committed:20") == -signal.SIGKILL
   files = [p for p in (workdir / "checkpoints" / "step_00000020").rglob("*") if p.is_file()]
   largest = max(files, key=lambda path: path.stat().st_size)
   data = bytearray(largest.read_bytes())
