@@ -57,6 +57,7 @@ _TITLES = {
 }
 # Of a worker, more than any pipeline holds: ours has 2 + 4 and the one it works on.
 _BUFFERED_BATCHES = 10
+_MIN_CPU_SECONDS = 0.03  # Linux counts in hundredths
 _NUM_CLASSES = 30  # of the photographs made; every one that packages ship, twice
 
 _FOLDER = flags.DEFINE_string("folder", None, "An image folder; made for the run by default.")
@@ -103,7 +104,12 @@ def main() -> None:
 def time_pipelines(
   names: Sequence[str], options: PipelineOptions, *, repetitions: int
 ) -> list[Row]:
-  """A row a pipeline: measured in turns, or said not to be installed."""
+  """A row a pipeline: measured in turns, or said not to be installed.
+
+  Raises:
+    UsageError: if a repetition is too short for its CPU time to be told.
+    TrainingError: if a pipeline fails.
+  """
   found = [name for name in names if importlib.util.find_spec(_MODULES[name])]
   with contextlib.ExitStack() as stack:
     # one after the other: what starts beside a running one would be slowed by it
@@ -119,6 +125,7 @@ def time_pipelines(
     time_in_rotation(
       {name: functools.partial(measure, name) for name in found}, num_rounds=repetitions
     )
+  check_long_enough(measured)
   num_images = options.batch_size * options.num_batches
   return [
     {
@@ -134,6 +141,17 @@ def time_pipelines(
     }
     for name in names
   ]
+
+
+def check_long_enough(measured: Mapping[str, Sequence[Measurement]]) -> None:
+  """Raises UsageError if a repetition is too short for its CPU time to be told."""
+  for name, repeated in measured.items():
+    shortest = min(m.cpu_seconds for m in repeated)
+    if shortest < _MIN_CPU_SECONDS:
+      raise UsageError(
+        f"--num_batches must be large enough for {_MIN_CPU_SECONDS} s of CPU time, got "
+        f"{shortest:.2f} s of {name}."
+      )
 
 
 def summarize(name: str, measured: Mapping[str, Sequence[Measurement]], *, num_images: int) -> Row:

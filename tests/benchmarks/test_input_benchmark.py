@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bcgd_jax.benchmarks import opponents
-from bcgd_jax.benchmarks.input_pipeline import make_table, summarize
+from bcgd_jax.benchmarks.input_pipeline import check_long_enough, make_table, summarize
 from bcgd_jax.benchmarks.pipeline_process import Measurement, PipelineOptions, PipelineProcess
 from bcgd_jax.errors import TrainingError, UsageError
 
@@ -100,6 +100,14 @@ def test_figures_by_hand():
   absent = summarize("tf_data", measured, num_images=100)
   assert absent.keys() == row.keys()
   assert set(absent.values()) == {None}
+
+
+def test_a_repetition_too_short_for_the_clock_is_refused():
+  check_long_enough({"ours": [Measurement(0.1, 0.03)]})
+  with pytest.raises(UsageError, match="--num_batches must be large enough .* 0.00 s of pytorch"):
+    check_long_enough(
+      {"ours": [Measurement(1.0, 1.0)], "pytorch": [Measurement(0.1, 0.1), Measurement(0.1, 0.0)]}
+    )
 
 
 def test_what_is_not_installed_is_said():

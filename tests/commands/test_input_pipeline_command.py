@@ -6,7 +6,7 @@ import json
 import pytest
 from command_helpers import run_command
 
-FLAGS = ("--workers=1", "--batch_size=4", "--num_batches=2", "--repetitions=2", "--image_size=32")
+FLAGS = ("--workers=1", "--batch_size=8", "--num_batches=24", "--repetitions=1", "--image_size=32")
 
 
 def test_rows_of_all_pipelines(tmp_path):
