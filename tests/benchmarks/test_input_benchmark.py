@@ -104,7 +104,7 @@ def test_figures_by_hand():
 
 def test_a_repetition_too_short_for_the_clock_is_refused():
   check_long_enough({"ours": [Measurement(0.1, 0.03)]})
-  with pytest.raises(UsageError, match="--num_batches must be large enough .* 0.00 s of pytorch"):
+  with pytest.raises(UsageError, match=r"--num_batches must be large enough .* 0\.00 s of pytorch"):
     check_long_enough(
       {"ours": [Measurement(1.0, 1.0)], "pytorch": [Measurement(0.1, 0.1), Measurement(0.1, 0.0)]}
     )
