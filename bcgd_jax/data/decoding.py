@@ -72,6 +72,15 @@ def decode_crop(data: bytes, draw: Callable[[int, int], Box]) -> tuple[np.ndarra
     return _decode_with_pillow(data), box
 
 
+def read_plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+  """Width and height of a JPEG file in colour or gray; None for others and for CMYK."""
+  try:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None
+  return (width, height) if colours in ("YCbCr", "RGB", "Gray") else None
+
+
 def _read_jpeg_size(data: bytes) -> tuple[int, int]:
   """Width and height in a JPEG file's header; raises ValueError where there is none."""
   height, width, _, _ = simplejpeg.decode_jpeg_header(data)

@@ -6,9 +6,9 @@ import io
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -16,8 +16,9 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bcgd_jax.data.builders import is_prepared
-from bcgd_jax.data.decoding import BadImageError, decode_rgb
+from bcgd_jax.data.decoding import BadImageError, decode_rgb, read_plain_jpeg_size
 from bcgd_jax.data.records import list_some
+from bcgd_jax.data.workers import bind_to_parent
 from bcgd_jax.errors import UsageError
 
 NAME = "imagenet2012"
@@ -45,17 +46,23 @@ class Expected:
   num_train: int
 
 
+class Member(NamedTuple):
+  """A file in an archive, and its label."""
+
+  name: str
+  offset: int
+  size: int
+  label: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
-  """One file of records: members of an archive, each with name and label.
-
-  A training shard is one class: `inner` says where its archive lies within that of all classes.
-  """
+  """One file of records: images of an archive, or the one class whose archive lies within it."""
 
   path: Path
   archive: Path
-  inner: tuple[int, int] | None  # offset, size
-  labels: dict[str, int] | int  # by file name, or one for all
+  members: tuple[Member, ...]
+  is_class: bool
 
 
 def published() -> Expected:
@@ -142,8 +149,7 @@ def prepare_imagenet(
 
 def _plan_train(manual_dir: Path, work: Path, expected: Expected) -> list[Shard]:
   archive = _find_archive(manual_dir, TRAIN_ARCHIVE)
-  with _open_tar(archive) as tar:
-    members = {Path(member.name).stem: member for member in tar if member.isfile()}
+  members = {Path(member.name).stem: member for member in _list_files(archive)}
   if sorted(members) != sorted(expected.classes):
     missing, extra = (
       sorted(set(a) - set(b)) for a, b in ((expected.classes, members), (members, expected.classes))
@@ -154,26 +160,28 @@ def _plan_train(manual_dir: Path, work: Path, expected: Expected) -> list[Shard]
     )
   paths = _shard_paths(work, "train", len(expected.classes))
   return [
-    Shard(path, archive, (members[name].offset_data, members[name].size), label)
+    Shard(path, archive, (members[name]._replace(label=label),), is_class=True)
     for label, (path, name) in enumerate(zip(paths, expected.classes, strict=True))
   ]
 
 
 def _plan_validation(manual_dir: Path, work: Path, expected: Expected) -> list[Shard]:
   archive = _find_archive(manual_dir, VALIDATION_ARCHIVE)
-  with _open_tar(archive) as tar:
-    names = sorted(member.name for member in tar if member.isfile())
-  if len(names) != len(expected.validation_labels):
+  members = sorted(_list_files(archive))
+  if len(members) != len(expected.validation_labels):
     raise UsageError(
-      f"{archive} must hold {len(expected.validation_labels)} images, got {len(names)}"
+      f"{archive} must hold {len(expected.validation_labels)} images, got {len(members)}"
     )
   numbers = {name: label for label, name in enumerate(expected.classes)}
-  labels = [numbers[name] for name in expected.validation_labels]
-  count = min(_VALIDATION_SHARDS, len(names))
+  labelled = [
+    member._replace(label=numbers[name])
+    for member, name in zip(members, expected.validation_labels, strict=True)
+  ]
+  count = min(_VALIDATION_SHARDS, len(members))
   paths = _shard_paths(work, "validation", count)
-  bounds = [len(names) * index // count for index in range(count + 1)]
+  bounds = [len(members) * index // count for index in range(count + 1)]
   return [
-    Shard(path, archive, None, dict(zip(names[low:high], labels[low:high], strict=True)))
+    Shard(path, archive, tuple(labelled[low:high]), is_class=False)
     for path, low, high in zip(paths, bounds, bounds[1:], strict=False)
   ]
 
@@ -194,13 +202,12 @@ def _write_shards(
   done = len(shards) - len(waiting)
   report(done, len(shards))
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+    jobs, mp_context=context, initializer=bind_to_parent
+  ) as pool:
     futures = [
       pool.submit(
-        write_shard,
-        shard,
-        short_side=None if isinstance(shard.labels, dict) else short_side,
-        quality=quality,
+        write_shard, shard, short_side=short_side if shard.is_class else None, quality=quality
       )
       for shard in waiting
     ]
@@ -214,37 +221,47 @@ def _write_shards(
 
 
 def write_shard(shard: Shard, *, short_side: int | None, quality: int) -> None:
-  """Writes one file of records; it appears by a rename once it is whole."""
+  """Writes one file of records; it appears by a rename once it is whole.
+
+  Raises:
+    UsageError: if the archive or an image in it is damaged.
+    OSError: if the file cannot be written.
+  """
   features = _features()
   scratch = shard.path.with_name(f"{shard.path.name}.tmp{os.getpid()}")
-  writer = ArrayRecordWriter(str(scratch), "group_size:1")
-  with open(shard.archive, "rb") as file:
-    if shard.inner is None:
-      tar = _open_tar(shard.archive)
-    else:
-      file.seek(shard.inner[0])
-      tar = tarfile.open(fileobj=io.BytesIO(file.read(shard.inner[1])))  # noqa: SIM115
-    with tar:
-      for member in sorted((m for m in tar if m.isfile()), key=lambda member: member.name):
-        if isinstance(shard.labels, dict) and member.name not in shard.labels:
-          continue
-        label = shard.labels[member.name] if isinstance(shard.labels, dict) else shard.labels
-        content = tar.extractfile(member)
-        assert content is not None
-        try:
-          data = convert_image(content.read(), short_side=short_side, quality=quality)
-        except BadImageError as error:
-          raise UsageError(f"{member.name} of {shard.archive} is damaged: {error}") from error
-        example = {"image": data, "label": label, "file_name": Path(member.name).name}
-        serialized = features.serialize_example(features.encode_example(example))
-        # the order of a message's fields differs from process to process unless asked otherwise
-        message = tf_example_pb2.Example.FromString(serialized)
-        writer.write(message.SerializeToString(deterministic=True))
-  writer.close()
+  try:
+    writer = ArrayRecordWriter(str(scratch), "group_size:1")
+    for name, data, label in _read_images(shard):
+      try:
+        image = convert_image(data, short_side=short_side, quality=quality)
+      except BadImageError as error:
+        raise UsageError(f"{name} of {shard.archive} is damaged: {error}") from error
+      example = {"image": image, "label": label, "file_name": Path(name).name}
+      serialized = features.serialize_example(features.encode_example(example))
+      # the order of a message's fields differs from process to process unless asked otherwise
+      message = tf_example_pb2.Example.FromString(serialized)
+      writer.write(message.SerializeToString(deterministic=True))
+    writer.close()
+  except RuntimeError as error:  # all that ArrayRecordWriter raises: a full disk
+    raise OSError(str(error)) from error
   descriptor = os.open(scratch, os.O_RDONLY)
   os.fsync(descriptor)
   os.close(descriptor)
   os.rename(scratch, shard.path)
+
+
+def _read_images(shard: Shard) -> Iterator[tuple[str, bytes, int]]:
+  """(name, file, label) of a shard's images, by name."""
+  with open(shard.archive, "rb") as file:
+    for member in shard.members:
+      file.seek(member.offset)
+      data = file.read(member.size)
+      if shard.is_class:
+        # a class is read at once: a disk gives one long run of bytes faster than many short ones
+        for image in sorted(_list_files(shard.archive, data)):
+          yield image.name, data[image.offset : image.offset + image.size], member.label
+      else:
+        yield member.name, data, member.label
 
 
 def convert_image(data: bytes, *, short_side: int | None, quality: int) -> bytes:
@@ -253,24 +270,17 @@ def convert_image(data: bytes, *, short_side: int | None, quality: int) -> bytes
   Raises:
     BadImageError: if it is no image, or cut off.
   """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-      size = image.size
-  except (OSError, SyntaxError, ValueError) as error:
-    raise BadImageError(str(error)) from error
-  shrinks = short_side is not None and min(size) > short_side
-  if is_plain and not shrinks:
+  size = read_plain_jpeg_size(data)
+  if size is not None and (short_side is None or min(size) <= short_side):
     if not data.rstrip(b"\0").endswith(_JPEG_END):
       decode_rgb(data)  # cut off, or only untidy
     return data
   picture = Image.fromarray(decode_rgb(data))
-  if shrinks:
-    assert short_side is not None
-    width, height = (max(short_side, round(side * short_side / min(size))) for side in size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
   encoded = io.BytesIO()
-  if shrinks:
+  if short_side is not None and min(picture.size) > short_side:
+    short = min(picture.size)
+    width, height = (max(short_side, round(side * short_side / short)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     picture.save(encoded, format="JPEG", quality=quality)
   else:
     picture.save(encoded, format="JPEG", quality=100, subsampling=0)
@@ -286,7 +296,10 @@ def _write_metadata(work: Path, shards: list[Shard], expected: Expected) -> None
     paths = [shard.path for shard in shards if f"-{split}." in shard.path.name]
     lengths = [_count_records(path) for path in paths]
     if sum(lengths) != number:
-      raise UsageError(f"the {split} archive must hold {number} images, got {sum(lengths)}")
+      raise UsageError(
+        f"the {split} archive must hold {number} images, got {sum(lengths)}; before starting again "
+        f"with another one, remove {work}"
+      )
     template = tfds.core.ShardedFileTemplate(
       data_dir=work, dataset_name=NAME, split=split, filetype_suffix="array_record"
     )
@@ -336,8 +349,11 @@ def _find_archive(manual_dir: Path, name: str) -> Path:
   return path
 
 
-def _open_tar(path: Path) -> tarfile.TarFile:
+def _list_files(archive: Path, data: bytes | None = None) -> list[Member]:
+  """The files in an archive, or in one that lies within it; labels are still 0."""
   try:
-    return tarfile.open(path)
+    # "r:": not compressed, or the offsets would not be those in the file
+    with tarfile.open(archive, "r:", None if data is None else io.BytesIO(data)) as tar:
+      return [Member(m.name, m.offset_data, m.size, label=0) for m in tar if m.isfile()]
   except tarfile.TarError as error:
-    raise UsageError(f"{path} must be a tar archive: {error}") from error
+    raise UsageError(f"{archive} must be a whole tar archive, not compressed: {error}") from error

@@ -7,10 +7,7 @@ augmentation. So the position in the data *is* the step, and the number of proce
 and of threads changes nothing.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -22,6 +19,7 @@ from bcgd_jax.data import datasets, sources, transforms
 from bcgd_jax.data.bad_images import BadImages
 from bcgd_jax.data.encoded import NOT_BAD, EncodedSource, RandomCrop
 from bcgd_jax.data.options import DataOptions
+from bcgd_jax.data.workers import bind_to_parent
 from bcgd_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
@@ -265,16 +263,5 @@ def _read_in_processes(iterable: grain.IterDataset, num_workers: int) -> grain.I
 
 
 def _bind_worker_to_parent(worker_index: int, worker_count: int) -> None:
-  """Makes a worker process end with its parent and for no other reason."""
   del worker_index, worker_count
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_exit_after_parent, daemon=True).start()
-
-
-def _exit_after_parent() -> None:
-  # Grain's workers wait for ever for a parent that was killed.
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    parent.join()
-    os._exit(1)
+  bind_to_parent()

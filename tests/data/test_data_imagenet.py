@@ -4,10 +4,12 @@ import hashlib
 import io
 import itertools
 import os
+import resource
 import shutil
-import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,14 @@ if __name__ == "__main__":
 """
 
 
+def wait_for_the_end_of_group(number):
+  end = time.monotonic() + 60
+  with pytest.raises(ProcessLookupError):
+    while time.monotonic() < end:
+      os.killpg(number, 0)
+      time.sleep(0.05)
+
+
 def test_killed_preparation_goes_on_and_ends_alike(archives, prepared, tmp_path):
   expected = {
     name: getattr(archives[1], name) for name in ("classes", "validation_labels", "num_train")
@@ -167,9 +177,10 @@ def test_killed_preparation_goes_on_and_ends_alike(archives, prepared, tmp_path)
   )
   while int(process.stdout.readline()) < 4:
     pass
-  os.killpg(process.pid, signal.SIGKILL)
+  process.kill()
   process.wait()
   process.stdout.close()
+  wait_for_the_end_of_group(process.pid)  # or a worker would go on beside the next start
   work = root / "imagenet2012" / "full" / "1.0.0.incomplete"
   assert 4 <= len(list(work.iterdir())) < 12
   with pytest.raises(UsageError, match="is not prepared"):
@@ -212,8 +223,44 @@ def test_a_damaged_image_in_an_archive_is_named(folder, tmp_path):
 def test_a_file_that_is_no_archive_is_named(tmp_path):
   for name in (imagenet.TRAIN_ARCHIVE, imagenet.VALIDATION_ARCHIVE):
     (tmp_path / name).write_bytes(b"text")
-  with pytest.raises(UsageError, match="must be a tar archive"):
+  with pytest.raises(UsageError, match=r"train\.tar must be a whole tar archive"):
     prepare(tmp_path, tmp_path / "data", imagenet.published())
+
+
+@pytest.mark.parametrize("name", [imagenet.TRAIN_ARCHIVE, imagenet.VALIDATION_ARCHIVE])
+def test_an_archive_cut_off_on_its_way_is_named(archives, tmp_path, name):
+  tars = Path(shutil.copytree(archives[0], tmp_path / "tars"))
+  os.truncate(tars / name, 3 * (tars / name).stat().st_size // 4)
+  with pytest.raises(UsageError, match=f"{name} must be a whole tar archive"):
+    prepare(tars, tmp_path / "data", archives[1])
+
+
+def test_a_class_cut_off_in_its_archive_is_named(archives, tmp_path):
+  archive = archives[0] / imagenet.TRAIN_ARCHIVE
+  with tarfile.open(archive) as tar:
+    first = tar.next()
+  member = imagenet.Member(first.name, first.offset_data, first.size // 2, 0)
+  shard = imagenet.Shard(tmp_path / "shard", archive, (member,), is_class=True)
+  with pytest.raises(UsageError, match=r"train\.tar must be a whole tar archive"):
+    imagenet.write_shard(shard, short_side=None, quality=95)
+  assert not shard.path.exists()
+
+
+def test_a_full_disk_leaves_no_shard(archives, tmp_path):
+  archive = archives[0] / imagenet.VALIDATION_ARCHIVE
+  with tarfile.open(archive) as tar:
+    members = tuple(imagenet.Member(m.name, m.offset_data, m.size, 0) for m in tar)
+  shard = imagenet.Shard(tmp_path / "shard", archive, members, is_class=False)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+  try:
+    with pytest.raises(OSError, match="File too large"):
+      imagenet.write_shard(shard, short_side=None, quality=95)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert not shard.path.exists()
+  imagenet.write_shard(shard, short_side=None, quality=95)
+  assert shard.path.stat().st_size > 20_000
 
 
 def test_published_lists():
