@@ -22,8 +22,9 @@ class DatasetInfo:
   """What a model and a report need to know about a dataset."""
 
   name: str  # as in DataOptions.dataset
-  # Path of the prepared data under the data directory, as "cifar10/3.0.2"; of an "idx" folder it
-  # holds a digest of the files, so equal names mean equal examples.
+  # Path of the prepared data under the data directory, as "cifar10/3.0.2". Of an "idx" folder it
+  # holds a digest of the files, so equal names mean equal examples; of an image folder, of the
+  # files' names alone.
   full_name: str
   image_shape: tuple[int, int, int]  # (H, W, C), C is 1 or 3
   num_classes: int
@@ -42,14 +43,15 @@ class Dataset:
 def dataset_info(options: DataOptions) -> DatasetInfo:
   """The `info` that `load_dataset` would give, without preparing or downloading anything.
 
+  Of ImageNet, which one prepares by hand and perhaps later, `full_name` is the name alone.
+
   Raises:
-    UsageError: bad idx files.
+    UsageError: bad idx files; an image folder that is not one.
   """
   root = data_root(options.data_dir)
   if options.dataset == "image_folder":
     return open_image_folder_dataset(options).info
   if options.dataset == "imagenet2012":
-    # known before it is prepared, so that `summarize` and the tables of a suite can be made
     return _encoded_info(options, full_name="imagenet2012", num_classes=imagenet.NUM_CLASSES)
   if options.dataset == "digits":
     builder_dir, image_shape = digits.digits_dir(root), digits.IMAGE_SHAPE
@@ -80,8 +82,9 @@ def load_dataset(options: DataOptions) -> Dataset:
   Decoded images are kept in memory once read, where the split takes at most MAX_CACHED_BYTES.
 
   Raises:
-    UsageError: no room for the validation cut or train_examples; bad idx files; a dataset of
-      TFDS's that is not prepared and cannot be here, or is prepared in another file format.
+    UsageError: no room for the validation cut or train_examples; bad idx files; an image folder
+      that is not one; a dataset of TFDS's that is not prepared and cannot be here, or is prepared
+      in another file format.
   """
   if options.dataset == "image_folder":
     return open_image_folder_dataset(options)
@@ -129,6 +132,7 @@ def open_imagenet_dataset(options: DataOptions) -> Dataset:
   """ImageNet as `bcgd_jax.data.prepare`, or TFDS, has prepared it."""
   root = data_root(options.data_dir)
   builder_dir = imagenet.find_prepared(root)
+  _check_random_access(builder_dir)
   info = _encoded_info(
     options,
     full_name=builder_dir.relative_to(root).as_posix(),
@@ -176,13 +180,17 @@ def _prepare_tfds(name: str, root: Path) -> Path:
         " prepared it with file_format='array_record'"
       )
     _download_and_prepare(builder, builder_dir)
+  _check_random_access(builder_dir)
+  return builder_dir
+
+
+def _check_random_access(builder_dir: Path) -> None:
   file_format = tfds.builder_from_directory(builder_dir).info.file_format.value
   if file_format != "array_record":
     raise UsageError(
       f"{builder_dir} must be prepared with file_format='array_record' for random access, got"
       f" {file_format!r}: set data_dir to another folder or prepare it again"
     )
-  return builder_dir
 
 
 def _download_and_prepare(builder: tfds.core.DatasetBuilder, builder_dir: Path) -> None:

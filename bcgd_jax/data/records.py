@@ -43,7 +43,7 @@ class FolderRecords:
       found = sorted(
         entry.name
         for entry in os.scandir(os.path.join(self._folder, class_name))
-        if entry.name.lower().endswith(_SUFFIXES)
+        if entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
       )
       names += [os.path.join(class_name, name) for name in found]
       labels += [label] * len(found)
