@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from encoded_helpers import folder_options
 
-from bcgd_jax.benchmarks.jpeg_folder import write_image_folder
-from bcgd_jax.data import dataset_info, eval_batches, load_dataset, train_batches
+from bcgd_jax.benchmarks.photographs import write_image_folder
+from bcgd_jax.data import dataset_info, eval_batches, load_dataset, pipeline, train_batches
 from bcgd_jax.data.crops import center_crop
 from bcgd_jax.data.decoding import decode_rgb
 from bcgd_jax.data.encoded import RandomCrop
@@ -100,33 +100,64 @@ def test_workers_change_nothing(photographs, num_workers):
   assert_equal(score(options, num_workers=num_workers), score(options))
 
 
-def test_processes_share_the_batches_and_read_no_others_images(photographs):
+def test_threads_change_nothing(photographs, monkeypatch):
   options = folder_options(photographs)
-  expected = read(options, 5)
-  whole = score(options)
-  parts, scored = [], []
+  found = []
+  for cores in (1, 5, 100):
+    monkeypatch.setattr(pipeline, "count_cores", lambda cores=cores: cores)
+    found.append((read(options, 4, start_step=6), score(options)))
+  for trained, scored in found[1:]:
+    assert_equal(trained, found[0][0])
+    assert_equal(scored, found[0][1])
+
+
+def joined(parts):
+  """The batches of two processes as those of one."""
+  return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
+
+
+def test_processes_share_the_batches(photographs):
+  options = folder_options(photographs)
+  places = [{"process_index": index, "process_count": 2} for index in range(2)]
+  assert_equal(joined([read(options, 5, **place) for place in places]), read(options, 5))
+  assert_equal(joined([score(options, **place) for place in places]), score(options))
+
+
+def note_reads(source):
+  """The records read from a source from now on, as they come."""
+  opened = []
+  read_record = source.records.read
+  source.records.read = lambda record: opened.append(record) or read_record(record)
+  return opened
+
+
+def test_a_process_reads_the_images_of_its_own_slice_alone(photographs, monkeypatch):
+  monkeypatch.setattr(pipeline, "count_cores", lambda: 1)  # one thread reads in order
+  options = folder_options(photographs)
+  streams = {}
+  for place in ((0, 1), (0, 2), (1, 2)):
+    dataset = load_dataset(options)
+    streams[place] = note_reads(dataset.train)
+    where = {"process_index": place[0], "process_count": place[1]}
+    with train_batches(dataset, options, start_step=0, **where) as batches:
+      list(itertools.islice(batches, 5))
+    opened = note_reads(dataset.test)
+    with eval_batches(dataset.test, batch_size=8, **where) as batches:
+      list(batches)
+    share = 8 // place[1]
+    assert opened == [i for i in range(21) if i % 8 // share == place[0]]
   for index in range(2):
-    place = {"process_index": index, "process_count": 2}
-    parts.append(read(options, 5, **place))
-    source, opened = load_dataset(options).test, []
-    read_record = source.records.read
+    own = [r for i, r in enumerate(streams[0, 1][:40]) if i % 8 // 4 == index]
+    assert streams[index, 2][:20] == own
 
-    def note(record, *, opened=opened, read_record=read_record):
-      opened.append(record)
-      return read_record(record)
 
-    source.records.read = note
-    with eval_batches(source, batch_size=8, **place) as batches:
-      scored.append(list(batches))
-    # of 21 images in batches of 8: 4 + 4 + 4 in one process, 4 + 4 + 1 in the other, which pads
-    # with the shape of the first image
-    assert len(set(opened) - {0}) in (11, 9)
-  assert_equal(
-    [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)], expected
-  )
-  assert_equal(
-    [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*scored, strict=True)], whole
-  )
+def test_the_first_batches_alone_are_read(photographs):
+  options = folder_options(photographs)
+  source = load_dataset(options).test
+  opened = note_reads(source)
+  with eval_batches(source, batch_size=8, num_batches=2) as batches:
+    assert_equal(list(batches), score(options)[:2])
+  assert sorted(opened) == list(range(16))
 
 
 def test_two_thousand_images_come_through_workers_once_an_epoch(tmp_path):
@@ -185,9 +216,7 @@ def test_looking_for_a_good_image_ends_in_a_large_folder(tmp_path):
     for number in range(count):
       (tmp_path / split / "a" / f"{number}.jpg").write_bytes(b"version 1 of a pointer")
   source = load_dataset(folder_options(tmp_path)).train
-  opened = []
-  read_record = source.records.read
-  source.records.read = lambda record: opened.append(record) or read_record(record)
+  opened = note_reads(source)
   crop = RandomCrop(source, flip=True)
   with pytest.raises(TrainingError, match="many in a row"):
     crop(source.encoded()[0], np.random.default_rng(0))
@@ -202,6 +231,9 @@ def test_bad_validation_images_are_masked_and_named(folder, caplog):
   assert masks.sum() == 20
   assert not masks[5]
   assert str(bad) in caplog.text
+  with eval_batches(source, batch_size=8, max_bad_fraction=0.05) as batches:
+    assert sum(batch["mask"].sum() for batch in batches) == 20
+  assert len(caplog.records) == 1
   with (
     pytest.raises(TrainingError, match="at most 0 of the 21 images"),
     eval_batches(source, batch_size=8) as batches,
