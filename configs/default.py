@@ -80,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
   # "digits" | "idx" | "cifar10" | "mnist" | "fashion_mnist" | "imagenet2012" | "image_folder"
   config.data.dataset = "digits"
   config.data.data_dir = ""  # prepared TFDS data; "" is TFDS's own default
-  # "idx": the folder of MNIST-format files; "image_folder": the one with train/ and validation/
+  # "idx": the folder of MNIST-format files; "image_folder": the one with train/ and val/
   config.data.manual_dir = ""
   config.data.validation_examples = 0  # cut from the training split; 0 only with selection="last"
   config.data.train_examples = config_dict.placeholder(int)  # first n after the cut; None is all

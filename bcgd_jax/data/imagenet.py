@@ -135,10 +135,10 @@ def prepare_imagenet(
     return target
   work = target.with_name(VERSION + _WORK_SUFFIX)
   try:
+    shards = _plan_train(manual_dir, work, expected) + _plan_validation(manual_dir, work, expected)
     work.mkdir(parents=True, exist_ok=True)
     for left in work.glob("*.tmp*"):
       left.unlink()
-    shards = _plan_train(manual_dir, work, expected) + _plan_validation(manual_dir, work, expected)
     _write_shards(shards, short_side=short_side, quality=quality, jobs=jobs, report=report)
     _write_metadata(work, shards, expected)
     os.rename(work, target)
