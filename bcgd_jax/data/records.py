@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from bcgd_jax.errors import UsageError
 
 _SUFFIXES = (b".jpeg", b".jpg", b".png")
 _MAX_LISTED = 5
+_OTHER_FILES = 512  # of a training process: sockets, pipes of workers, event files
 
 
 class Records(Protocol):
@@ -79,7 +81,12 @@ class TfdsRecords:
   """One split of an image dataset prepared in TFDS's layout, in a random-access format."""
 
   def __init__(self, builder_dir: Path, split: str) -> None:
+    """
+    Raises:
+      UsageError: if this process may not open as many files as there are.
+    """
     builder = tfds.builder_from_directory(builder_dir)
+    _allow_open_files(sum(info.num_shards for info in builder.info.splits.values()), builder_dir)
     self._split = f"{builder_dir.name}:{split}"
     self._features = builder.info.features
     self._records = builder.as_data_source(
@@ -101,6 +108,24 @@ class TfdsRecords:
     decoders = {"image": tfds.decode.SkipDecoding()}
     example: dict = self._features.deserialize_example_np(self._records[index], decoders=decoders)
     return example
+
+
+def _allow_open_files(count: int, folder: Path) -> None:
+  """Raises the limit of open files of this process and those it starts, where it is too low.
+
+  Every file of records that was read from stays open. Most systems begin with a limit of 1024,
+  which the thousand files of ImageNet use up.
+  """
+  wanted = count + _OTHER_FILES
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft == resource.RLIM_INFINITY or soft >= wanted:
+    return
+  if hard != resource.RLIM_INFINITY and hard < wanted:
+    raise UsageError(
+      f"the limit of open files must be at least {wanted} to read the {count} files of {folder}, "
+      f"got {hard}: raise it (ulimit -Hn, as root), or use an image folder"
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_image_folder(manual_dir: Path) -> tuple[FolderRecords, FolderRecords]:

@@ -116,6 +116,30 @@ def test_records_that_tfds_prepared_are_read_alike(folder, prepared, tmp_path):
     load_dataset(options(tmp_path))
 
 
+def test_the_limit_of_open_files_is_raised_or_named(prepared, monkeypatch):
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    load_dataset(options(prepared[0]))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3 + 9 + 512, hard)
+    load_dataset(options(prepared[0]))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3 + 9 + 512, hard)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  monkeypatch.setattr(resource, "getrlimit", lambda which: (300, 400))
+  with pytest.raises(UsageError, match=r"open files must be at least 524 .* 12 files .* got 400"):
+    load_dataset(options(prepared[0]))
+
+
+def test_a_preparation_killed_before_its_last_rename_goes_on(archives, prepared, tmp_path):
+  target = tmp_path / "imagenet2012" / "full" / "1.0.0"
+  shutil.copytree(prepared[1], target.with_name("1.0.0.incomplete"))
+  with pytest.raises(UsageError, match="is not prepared"):
+    load_dataset(options(tmp_path))
+  assert prepare(archives[0], tmp_path, archives[1]) == target
+  assert digests(target) == digests(prepared[1])
+
+
 def test_a_folder_and_its_records_give_the_same_batches(folder, prepared):
   def read(options):
     with train_batches(load_dataset(options), options, start_step=2) as batches:
