@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bcgd_jax.data import builders, digits, idx, imagenet, sources
+from bcgd_jax.data import builders, digits, idx, imagenet, shards, sources
 from bcgd_jax.data.encoded import CropOptions, EncodedSource
 from bcgd_jax.data.options import DataOptions
 from bcgd_jax.data.records import Records, TfdsRecords, open_image_folder
@@ -24,7 +24,7 @@ class DatasetInfo:
   name: str  # as in DataOptions.dataset
   # Path of the prepared data under the data directory, as "cifar10/3.0.2". Of an "idx" folder it
   # holds a digest of the files, so equal names mean equal examples; of an image folder, of the
-  # files' names alone.
+  # files' names and sizes.
   full_name: str
   image_shape: tuple[int, int, int]  # (H, W, C), C is 1 or 3
   num_classes: int
@@ -52,7 +52,7 @@ def dataset_info(options: DataOptions) -> DatasetInfo:
   if options.dataset == "image_folder":
     return open_image_folder_dataset(options).info
   if options.dataset == "imagenet2012":
-    return _encoded_info(options, full_name="imagenet2012", num_classes=imagenet.NUM_CLASSES)
+    return _encoded_info(options, full_name="imagenet2012", num_classes=shards.NUM_CLASSES)
   if options.dataset == "digits":
     builder_dir, image_shape = digits.digits_dir(root), digits.IMAGE_SHAPE
     num_classes = digits.NUM_CLASSES
@@ -121,9 +121,9 @@ def data_root(data_dir: str) -> Path:
 
 
 def open_image_folder_dataset(options: DataOptions) -> Dataset:
-  """A folder of encoded images; its name holds a digest of the files' names."""
+  """A folder of encoded images; its name holds a digest of the files' names and sizes."""
   train, validation = open_image_folder(Path(options.manual_dir).expanduser().absolute())
-  digest = hashlib.sha256((train.digest() + validation.digest()).encode()).hexdigest()[:16]
+  digest = hashlib.sha256((train.digest + validation.digest).encode()).hexdigest()[:16]
   info = _encoded_info(options, full_name=f"image_folder/{digest}", num_classes=len(train.classes))
   return _encoded_dataset(options, info, train, validation)
 
@@ -136,7 +136,7 @@ def open_imagenet_dataset(options: DataOptions) -> Dataset:
   info = _encoded_info(
     options,
     full_name=builder_dir.relative_to(root).as_posix(),
-    num_classes=imagenet.NUM_CLASSES,
+    num_classes=shards.NUM_CLASSES,
   )
   splits = (TfdsRecords(builder_dir, split) for split in ("train", "validation"))
   return _encoded_dataset(options, info, *splits)

@@ -1,34 +1,38 @@
 """ImageNet (ILSVRC 2012) from its archives to records in TFDS's layout, without TensorFlow."""
 
 import concurrent.futures
+import concurrent.futures.process
+import contextlib
 import dataclasses
-import io
+import fcntl
 import multiprocessing
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
+from absl import logging
 
 from bcgd_jax.data.builders import is_prepared
-from bcgd_jax.data.decoding import BadImageError, decode_rgb, read_plain_jpeg_size
 from bcgd_jax.data.records import list_some
+from bcgd_jax.data.shards import (
+  SCRATCH_SUFFIX,
+  Shard,
+  count_records,
+  list_files,
+  make_features,
+  write_shard,
+)
 from bcgd_jax.data.workers import bind_to_parent
 from bcgd_jax.errors import UsageError
 
 NAME = "imagenet2012"
-NUM_CLASSES = 1000
 VERSION = "1.0.0"
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
 _VALIDATION_SHARDS = 50
-_WORK_SUFFIX = ".incomplete"
-_JPEG_END = b"\xff\xd9"
+# In the name of a folder that is being written: at the end of ours, at the start of TFDS's.
+_INCOMPLETE = "incomplete"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +48,6 @@ class Expected:
   classes: tuple[str, ...]
   validation_labels: tuple[str, ...]
   num_train: int
-
-
-class Member(NamedTuple):
-  """A file in an archive, and its label."""
-
-  name: str
-  offset: int
-  size: int
-  label: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shard:
-  """One file of records: images of an archive, or the one class whose archive lies within it."""
-
-  path: Path
-  archive: Path
-  members: tuple[Member, ...]
-  is_class: bool
 
 
 def published() -> Expected:
@@ -84,7 +69,7 @@ def find_prepared(root: Path) -> Path:
   found = sorted(
     path.parent
     for path in (root / NAME).glob("**/dataset_info.json")
-    if _WORK_SUFFIX not in path.parent.name
+    if _INCOMPLETE not in path.parent.name
   )
   if len(found) == 1:
     return found[0]
@@ -112,8 +97,9 @@ def prepare_imagenet(
 ) -> Path:
   """Writes the records, a file a class; what an earlier start has finished is kept.
 
-  Files that are not JPEG, or not RGB or gray, become RGB JPEG of quality 100, as in TFDS. Nothing
-  reads the folder before all of it is there: it is renamed at the end.
+  Files that are not JPEG, or not RGB or gray, become that at quality 100, as in TFDS. Nothing
+  reads the folder before all of it is there: it is renamed at the end. An image that cannot be read
+  is named in a warning and stored as it is; more than two in a file of records are an error.
 
   Args:
     manual_dir: holds the two archives.
@@ -122,34 +108,47 @@ def prepare_imagenet(
     short_side: training images whose short side is longer are shrunk to it; None keeps all as they
       are. Validation images always stay.
     quality: JPEG quality of shrunk images, 1 to 100.
-    jobs: processes.
+    jobs: processes; each holds the archive of one class in memory, about 150 MB.
     report: called with the number of shards done and of all.
   Returns:
     The prepared folder.
   Raises:
-    UsageError: if an archive is missing, damaged or not as expected, or the disk cannot be written.
+    UsageError: if an archive is missing, damaged or not as expected, the disk cannot be written, or
+      another process prepares the same.
   """
   config = "full" if short_side is None else f"short{short_side}_quality{quality}"
   target = root / NAME / config / VERSION
   if is_prepared(target):
     return target
-  work = target.with_name(VERSION + _WORK_SUFFIX)
+  work = target.with_name(f"{VERSION}.{_INCOMPLETE}")
   try:
     shards = _plan_train(manual_dir, work, expected) + _plan_validation(manual_dir, work, expected)
     work.mkdir(parents=True, exist_ok=True)
-    for left in work.glob("*.tmp*"):
-      left.unlink()
-    _write_shards(shards, short_side=short_side, quality=quality, jobs=jobs, report=report)
-    _write_metadata(work, shards, expected)
-    os.rename(work, target)
+    with _lock(target.with_name(".lock"), what=target):
+      for left in work.glob(f"*{SCRATCH_SUFFIX}"):
+        left.unlink()
+      _write_shards(shards, short_side=short_side, quality=quality, jobs=jobs, report=report)
+      _write_metadata(work, shards, expected)
+      os.rename(work, target)
   except OSError as error:
     raise UsageError(f"{target} could not be written: {error}") from error
   return target
 
 
+@contextlib.contextmanager
+def _lock(path: Path, *, what: Path) -> Iterator[None]:
+  """Keeps other processes out; the lock ends with the process, however that ends."""
+  with open(path, "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UsageError(f"{what} is being prepared by another process: let it finish") from error
+    yield
+
+
 def _plan_train(manual_dir: Path, work: Path, expected: Expected) -> list[Shard]:
   archive = _find_archive(manual_dir, TRAIN_ARCHIVE)
-  members = {Path(member.name).stem: member for member in _list_files(archive)}
+  members = {Path(member.name).stem: member for member in list_files(archive)}
   if sorted(members) != sorted(expected.classes):
     missing, extra = (
       sorted(set(a) - set(b)) for a, b in ((expected.classes, members), (members, expected.classes))
@@ -167,7 +166,7 @@ def _plan_train(manual_dir: Path, work: Path, expected: Expected) -> list[Shard]
 
 def _plan_validation(manual_dir: Path, work: Path, expected: Expected) -> list[Shard]:
   archive = _find_archive(manual_dir, VALIDATION_ARCHIVE)
-  members = sorted(_list_files(archive))
+  members = sorted(list_files(archive))
   if len(members) != len(expected.validation_labels):
     raise UsageError(
       f"{archive} must hold {len(expected.validation_labels)} images, got {len(members)}"
@@ -205,86 +204,27 @@ def _write_shards(
   with concurrent.futures.ProcessPoolExecutor(
     jobs, mp_context=context, initializer=bind_to_parent
   ) as pool:
-    futures = [
+    futures = {
       pool.submit(
         write_shard, shard, short_side=short_side if shard.is_class else None, quality=quality
-      )
+      ): shard
       for shard in waiting
-    ]
+    }
     try:
       for future in concurrent.futures.as_completed(futures):
-        future.result()
+        unreadable = future.result()
+        if unreadable:
+          archive = futures[future].archive
+          logging.warning("Cannot be read, stored as is: %s of %s", list_some(unreadable), archive)
         done += 1
         report(done, len(shards))
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise UsageError(
+        f"--jobs must leave memory for each, got {jobs}, and a process was killed: the same "
+        "command with fewer goes on"
+      ) from error
     finally:
       pool.shutdown(cancel_futures=True)
-
-
-def write_shard(shard: Shard, *, short_side: int | None, quality: int) -> None:
-  """Writes one file of records; it appears by a rename once it is whole.
-
-  Raises:
-    UsageError: if the archive or an image in it is damaged.
-    OSError: if the file cannot be written.
-  """
-  features = _features()
-  scratch = shard.path.with_name(f"{shard.path.name}.tmp{os.getpid()}")
-  try:
-    writer = ArrayRecordWriter(str(scratch), "group_size:1")
-    for name, data, label in _read_images(shard):
-      try:
-        image = convert_image(data, short_side=short_side, quality=quality)
-      except BadImageError as error:
-        raise UsageError(f"{name} of {shard.archive} is damaged: {error}") from error
-      example = {"image": image, "label": label, "file_name": Path(name).name}
-      serialized = features.serialize_example(features.encode_example(example))
-      # the order of a message's fields differs from process to process unless asked otherwise
-      message = tf_example_pb2.Example.FromString(serialized)
-      writer.write(message.SerializeToString(deterministic=True))
-    writer.close()
-  except RuntimeError as error:  # all that ArrayRecordWriter raises: a full disk
-    raise OSError(str(error)) from error
-  descriptor = os.open(scratch, os.O_RDONLY)
-  os.fsync(descriptor)
-  os.close(descriptor)
-  os.rename(scratch, shard.path)
-
-
-def _read_images(shard: Shard) -> Iterator[tuple[str, bytes, int]]:
-  """(name, file, label) of a shard's images, by name."""
-  with open(shard.archive, "rb") as file:
-    for member in shard.members:
-      file.seek(member.offset)
-      data = file.read(member.size)
-      if shard.is_class:
-        # a class is read at once: a disk gives one long run of bytes faster than many short ones
-        for image in sorted(_list_files(shard.archive, data)):
-          yield image.name, data[image.offset : image.offset + image.size], member.label
-      else:
-        yield member.name, data, member.label
-
-
-def convert_image(data: bytes, *, short_side: int | None, quality: int) -> bytes:
-  """A JPEG file in RGB or gray: the file itself where it is one and not to be shrunk.
-
-  Raises:
-    BadImageError: if it is no image, or cut off.
-  """
-  size = read_plain_jpeg_size(data)
-  if size is not None and (short_side is None or min(size) <= short_side):
-    if not data.rstrip(b"\0").endswith(_JPEG_END):
-      decode_rgb(data)  # cut off, or only untidy
-    return data
-  picture = Image.fromarray(decode_rgb(data))
-  encoded = io.BytesIO()
-  if short_side is not None and min(picture.size) > short_side:
-    short = min(picture.size)
-    width, height = (max(short_side, round(side * short_side / short)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    picture.save(encoded, format="JPEG", quality=quality)
-  else:
-    picture.save(encoded, format="JPEG", quality=100, subsampling=0)
-  return encoded.getvalue()
 
 
 def _write_metadata(work: Path, shards: list[Shard], expected: Expected) -> None:
@@ -294,7 +234,7 @@ def _write_metadata(work: Path, shards: list[Shard], expected: Expected) -> None
     ("validation", len(expected.validation_labels)),
   ):
     paths = [shard.path for shard in shards if f"-{split}." in shard.path.name]
-    lengths = [_count_records(path) for path in paths]
+    lengths = [count_records(path) for path in paths]
     if sum(lengths) != number:
       raise UsageError(
         f"the {split} archive must hold {number} images, got {sum(lengths)}; before starting again "
@@ -311,32 +251,11 @@ def _write_metadata(work: Path, shards: list[Shard], expected: Expected) -> None
     )
   tfds.folder_dataset.write_metadata(
     data_dir=work,
-    features=_features(expected.classes),
+    features=make_features(expected.classes),
     split_infos=splits,
     filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     check_data=False,
   )
-
-
-def _features(classes: tuple[str, ...] | None = None) -> Any:
-  """What a record holds; records are the same with and without the classes' names."""
-  label = tfds.features.ClassLabel(
-    names=classes, num_classes=NUM_CLASSES if classes is None else None
-  )
-  return tfds.features.FeaturesDict(
-    {
-      "image": tfds.features.Image(encoding_format="jpeg"),
-      "label": label,
-      "file_name": tfds.features.Text(),
-    }
-  )
-
-
-def _count_records(path: Path) -> int:
-  reader = ArrayRecordReader(str(path))
-  count: int = reader.num_records()
-  reader.close()
-  return count
 
 
 def _find_archive(manual_dir: Path, name: str) -> Path:
@@ -347,13 +266,3 @@ def _find_archive(manual_dir: Path, name: str) -> Path:
       f"gives them (after registration), but {path} is missing"
     )
   return path
-
-
-def _list_files(archive: Path, data: bytes | None = None) -> list[Member]:
-  """The files in an archive, or in one that lies within it; labels are still 0."""
-  try:
-    # "r:": not compressed, or the offsets would not be those in the file
-    with tarfile.open(archive, "r:", None if data is None else io.BytesIO(data)) as tar:
-      return [Member(m.name, m.offset_data, m.size, label=0) for m in tar if m.isfile()]
-  except tarfile.TarError as error:
-    raise UsageError(f"{archive} must be a whole tar archive, not compressed: {error}") from error

@@ -31,24 +31,30 @@ class Records(Protocol):
 
 
 class FolderRecords:
-  """folder/CLASS/FILE for every image file, by class and file name; labels count the classes."""
+  """folder/CLASS/FILE for every image file, by class and file name; labels count the classes.
+
+  Classes and files are in torchvision's order.
+  """
 
   def __init__(self, folder: Path) -> None:
     """
     Raises:
       UsageError: if there are no classes, or one without images.
+      OSError: if something cannot be read.
     """
     self._folder = os.fsencode(folder)
     names, labels, empty = [], [], []
+    content = hashlib.sha256()
     classes = sorted(e.name for e in os.scandir(self._folder) if e.is_dir())
     for label, class_name in enumerate(classes):
       found = sorted(
-        entry.name
+        (entry.name, entry.stat().st_size)
         for entry in os.scandir(os.path.join(self._folder, class_name))
         if entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
       )
-      names += [os.path.join(class_name, name) for name in found]
+      names += [os.path.join(class_name, name) for name, _ in found]
       labels += [label] * len(found)
+      content.update(repr((class_name, found)).encode())
       if not found:
         empty.append(os.fsdecode(class_name))
     if not classes:
@@ -61,6 +67,8 @@ class FolderRecords:
     self.classes = [os.fsdecode(name) for name in classes]
     # one array each: a million Python strings would take a worker's memory and start
     self._names, self._labels = np.array(names), np.array(labels, np.int32)
+    # Of names and sizes: it tells a folder from its copy with smaller images.
+    self.digest = content.hexdigest()
 
   def __len__(self) -> int:
     return len(self._labels)
@@ -71,10 +79,6 @@ class FolderRecords:
 
   def name(self, index: int) -> str:
     return os.fsdecode(os.path.join(self._folder, bytes(self._names[index])))
-
-  def digest(self) -> str:
-    """Of the files' names, not of what is in them."""
-    return hashlib.sha256(b"\n".join(self._names.tolist())).hexdigest()
 
 
 class TfdsRecords:
@@ -132,7 +136,8 @@ def open_image_folder(manual_dir: Path) -> tuple[FolderRecords, FolderRecords]:
   """The training and the validation images of a folder with train/ and val/ (or validation/).
 
   Raises:
-    UsageError: if a folder is missing or there are two for validation, or their classes differ.
+    UsageError: if a folder is missing, cannot be read or there are two for validation, or their
+      classes differ.
   """
   if not manual_dir.is_dir():
     raise UsageError(f"manual_dir must be a folder with train/ and val/, got {manual_dir}")
@@ -143,7 +148,10 @@ def open_image_folder(manual_dir: Path) -> tuple[FolderRecords, FolderRecords]:
       f"manual_dir must hold train/ and one of val/ and validation/, got {manual_dir} with "
       f"{sorted(path.name for path in manual_dir.iterdir())[:_MAX_LISTED]}"
     )
-  trained, validated = FolderRecords(train), FolderRecords(found[0])
+  try:
+    trained, validated = FolderRecords(train), FolderRecords(found[0])
+  except OSError as error:
+    raise UsageError(f"manual_dir must be a folder that can be read: {error}") from error
   for here, there, where in (
     (validated, trained, found[0]),
     (trained, validated, train),

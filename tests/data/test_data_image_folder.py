@@ -60,6 +60,27 @@ def test_labels_are_the_places_of_the_sorted_classes(photographs):
   assert dataset_info(folder_options(photographs)) == dataset.info
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_name_tells_folders_apart(folder, split):
+  before = dataset_info(folder_options(folder))
+  assert dataset_info(folder_options(shutil.copytree(folder, folder.parent / "copy"))) == before
+  path = min((folder / split).glob("*/*"))
+  path.write_bytes(path.read_bytes() + b"more")
+  longer = dataset_info(folder_options(folder)).full_name
+  path.rename(path.with_name("renamed.JPEG"))
+  assert len({before.full_name, longer, dataset_info(folder_options(folder)).full_name}) == 3
+
+
+def test_only_files_named_as_images_are_read(folder):
+  place = folder / "train" / "class0001"
+  (place / "folder.jpeg").mkdir()
+  (place / "notes.txt").write_text("text")
+  min(place.glob("*.JPEG")).rename(place / "a.Png")
+  records = load_dataset(folder_options(folder)).train.records
+  assert len(records) == 60
+  assert records.name(20).endswith("a.Png")
+
+
 def test_validation_is_cut_from_the_training_images(photographs):
   options = folder_options(photographs, validation_examples=12, train_examples=30)
   dataset = load_dataset(options)
@@ -160,11 +181,17 @@ def test_the_first_batches_alone_are_read(photographs):
   assert sorted(opened) == list(range(16))
 
 
-def test_two_thousand_images_come_through_workers_once_an_epoch(tmp_path):
-  write_image_folder(tmp_path / "many", num_train=2000, num_val=10, num_classes=10, size=(48, 36))
-  options = folder_options(tmp_path / "many", batch_size=250, num_workers=2, image_size=16)
+def test_two_thousand_photographs_come_through_workers_once_an_epoch(tmp_path):
+  # of ImageNet's sizes, 500 x 375 on the average
+  write_image_folder(tmp_path / "many", num_train=2000, num_val=10, num_classes=10)
+  options = folder_options(
+    tmp_path / "many", batch_size=250, num_workers=2, image_size=64, max_bad_fraction=0.0
+  )
   batches = read(options, 8)
-  assert np.bincount(np.concatenate([b["label"] for b in batches])).tolist() == [200] * 10
+  labels = np.concatenate([b["label"] for b in batches])
+  assert np.bincount(labels).tolist() == [200] * 10
+  # crops of photographs with noise: two are equal only where an image is read twice
+  assert len({image.tobytes() for b in batches for image in b["image"]}) == 2000
 
 
 def damage(folder, count, split="train"):
@@ -270,6 +297,10 @@ def test_a_folder_named_validation_will_do(folder):
     (
       lambda f: [os.remove(p) for p in (f / "train" / "class0000").iterdir()],
       "must hold images .* got none in class0000",
+    ),
+    (
+      lambda f: (f / "train" / "class0000" / "gone.jpeg").symlink_to(f / "nothing"),
+      "folder that can be read: .*gone.jpeg",
     ),
   ],
 )

@@ -6,6 +6,7 @@ import itertools
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
+from absl.testing import flagsaver
 from encoded_helpers import folder_options, write_archives
 from PIL import Image
 
 from bcgd_jax.benchmarks.jpeg_folder import write_image_folder
-from bcgd_jax.data import DataOptions, imagenet, load_dataset, train_batches
+from bcgd_jax.data import DataOptions, imagenet, load_dataset, shards, train_batches
 from bcgd_jax.data.decoding import decode_rgb
 from bcgd_jax.errors import UsageError
 
@@ -104,6 +107,7 @@ def test_records_that_tfds_prepared_are_read_alike(folder, prepared, tmp_path):
   """TFDS names its records' folder by version alone; in its own format they are refused."""
   target = tmp_path / "imagenet2012" / "5.1.0"
   shutil.copytree(prepared[1], target)
+  shutil.copytree(target, target.with_name("incomplete.AB12CD_5.1.0"))  # TFDS's before its rename
   ours, theirs = load_dataset(options(prepared[0])), load_dataset(options(tmp_path))
   assert theirs.info.full_name == "imagenet2012/5.1.0"
   for index in (0, 23):
@@ -182,8 +186,9 @@ from bcgd_jax.data import imagenet
 write_shard = imagenet.write_shard
 
 def write_slowly(shard, **options):
-  write_shard(shard, **options)
+  unreadable = write_shard(shard, **options)
   time.sleep(0.2)
+  return unreadable
 
 if __name__ == "__main__":
   imagenet.write_shard = write_slowly
@@ -220,6 +225,8 @@ def test_killed_preparation_goes_on_and_ends_alike(archives, prepared, tmp_path)
   )
   while int(process.stdout.readline()) < 4:
     pass
+  with pytest.raises(UsageError, match="is being prepared by another process"):
+    prepare(archives[0], root, archives[1])
   process.kill()
   process.wait()
   process.stdout.close()
@@ -228,7 +235,7 @@ def test_killed_preparation_goes_on_and_ends_alike(archives, prepared, tmp_path)
   assert 4 <= len(list(work.iterdir())) < 12
   with pytest.raises(UsageError, match="is not prepared"):
     load_dataset(options(root))
-  (work / "imagenet2012-train.array_record-00002-of-00003.tmp1").write_bytes(b"half")
+  (work / "imagenet2012-train.array_record-00002-of-00003.1.scratch").write_bytes(b"half")
   seen = []
   target = prepare(archives[0], root, archives[1], report=lambda done, total: seen.append(done))
   assert 4 <= seen[0] < 12
@@ -254,13 +261,59 @@ def test_archives_that_are_not_the_published_ones_are_refused(archives, tmp_path
     load_dataset(options(tmp_path))
 
 
-def test_a_damaged_image_in_an_archive_is_named(folder, tmp_path):
-  copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-  path = sorted((copy / "val").glob("*/*"))[0]
-  path.write_bytes(path.read_bytes()[:500])
-  expected = write_archives(copy, tmp_path / "tars")
-  with pytest.raises(UsageError, match=f"{path.name} of .*val.tar is damaged"):
-    prepare(tmp_path / "tars", tmp_path / "data", expected)
+@pytest.fixture
+def damaged(folder, tmp_path):
+  """Cuts off the first images of a class to train on; returns the archives and those files."""
+
+  def damage(count):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    files = sorted((copy / "train" / "n01443537").iterdir())[:count]
+    for path in files:
+      path.write_bytes(path.read_bytes()[:500])
+    return tmp_path / "tars", write_archives(copy, tmp_path / "tars"), files
+
+  return damage
+
+
+def test_unreadable_images_are_named_and_stored_as_they_are(damaged, tmp_path, caplog):
+  tars, expected, files = damaged(2)
+  prepare(tars, tmp_path / "data", expected, short_side=64)
+  assert all(path.name in caplog.text for path in files)
+  records = load_dataset(options(tmp_path / "data")).train.records
+  assert records.read(8)[0] == files[0].read_bytes()
+  assert records.read(9)[0] == files[1].read_bytes()
+
+
+def test_more_unreadable_images_are_an_error_at_every_start(damaged, tmp_path):
+  tars, expected, files = damaged(3)
+  for _ in range(2):
+    with pytest.raises(
+      UsageError, match=f"train.tar must hold images, but 3 of the 8 .* {files[0].name}, .*checksum"
+    ):
+      prepare(tars, tmp_path / "data", expected)
+  with pytest.raises(UsageError, match="is not prepared"):
+    load_dataset(options(tmp_path / "data"))
+
+
+def test_a_killed_process_is_told_of(archives, tmp_path, monkeypatch):
+  monkeypatch.setattr(imagenet, "write_shard", kill_oneself)
+  with pytest.raises(UsageError, match="--jobs must leave memory for each, got 2"):
+    prepare(archives[0], tmp_path, archives[1], jobs=2)
+
+
+def kill_oneself(*unused, **unused_too):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_shrunken_images_keep_their_mode(folder, mode):
+  image = Image.open(sorted((folder / "val").glob("*/*"))[0]).convert(mode)
+  target = io.BytesIO()
+  image.save(target, format="JPEG")
+  for short_side, expected in ((40, 40), (500, min(image.size))):
+    data = shards.convert_image(target.getvalue(), short_side=short_side, quality=90)
+    found = Image.open(io.BytesIO(data))
+    assert (found.format, found.mode, min(found.size)) == ("JPEG", mode, expected)
 
 
 def test_a_file_that_is_no_archive_is_named(tmp_path):
@@ -282,28 +335,59 @@ def test_a_class_cut_off_in_its_archive_is_named(archives, tmp_path):
   archive = archives[0] / imagenet.TRAIN_ARCHIVE
   with tarfile.open(archive) as tar:
     first = tar.next()
-  member = imagenet.Member(first.name, first.offset_data, first.size // 2, 0)
-  shard = imagenet.Shard(tmp_path / "shard", archive, (member,), is_class=True)
+  member = shards.Member(first.name, first.offset_data, first.size // 2, 0)
+  shard = shards.Shard(tmp_path / "shard", archive, (member,), is_class=True)
   with pytest.raises(UsageError, match=r"train\.tar must be a whole tar archive"):
-    imagenet.write_shard(shard, short_side=None, quality=95)
+    shards.write_shard(shard, short_side=None, quality=95)
   assert not shard.path.exists()
 
 
 def test_a_full_disk_leaves_no_shard(archives, tmp_path):
   archive = archives[0] / imagenet.VALIDATION_ARCHIVE
   with tarfile.open(archive) as tar:
-    members = tuple(imagenet.Member(m.name, m.offset_data, m.size, 0) for m in tar)
-  shard = imagenet.Shard(tmp_path / "shard", archive, members, is_class=False)
+    members = tuple(shards.Member(m.name, m.offset_data, m.size, 0) for m in tar)
+  shard = shards.Shard(tmp_path / "shard", archive, members, is_class=False)
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
   try:
     with pytest.raises(OSError, match="File too large"):
-      imagenet.write_shard(shard, short_side=None, quality=95)
+      shards.write_shard(shard, short_side=None, quality=95)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert not shard.path.exists()
-  imagenet.write_shard(shard, short_side=None, quality=95)
-  assert shard.path.stat().st_size > 20_000
+  shards.write_shard(shard, short_side=None, quality=95)
+  assert shards.count_records(shard.path) == 9
+
+
+@pytest.fixture
+def command(monkeypatch):
+  """Runs the command with flags; the archives published are those of the test."""
+
+  def run(expected=None, **values):
+    if expected is not None:
+      monkeypatch.setattr(imagenet, "published", lambda: expected)
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**values):
+      command_module.main()
+
+  return run
+
+
+def test_command(command, archives, tmp_path, capsys):
+  command(archives[1], manual_dir=str(archives[0]), data_dir=str(tmp_path), short_side=64, jobs=2)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-2] == "12 of 12 shards"
+  assert lines[-1] == f"Prepared: {tmp_path}/imagenet2012/short64_quality95/1.0.0"
+
+
+def test_command_says_what_is_wrong(command, tmp_path):
+  with pytest.raises(UsageError, match="--manual_dir must name a folder"):
+    command(data_dir=str(tmp_path))
+  with pytest.raises(UsageError, match="image folders are read as they are"):
+    command(dataset="image_folder", manual_dir=str(tmp_path))
+  with pytest.raises(UsageError, match=r"as https://image-net\.org gives them .* is missing"):
+    command(manual_dir=str(tmp_path / "none"), data_dir=str(tmp_path))
 
 
 def test_published_lists():
