@@ -45,13 +45,15 @@ class FolderRecords:
     self._folder = os.fsencode(folder)
     names, labels, empty = [], [], []
     content = hashlib.sha256()
-    classes = sorted(e.name for e in os.scandir(self._folder) if e.is_dir())
+    with os.scandir(self._folder) as entries:
+      classes = sorted(entry.name for entry in entries if entry.is_dir())
     for label, class_name in enumerate(classes):
-      found = sorted(
-        (entry.name, entry.stat().st_size)
-        for entry in os.scandir(os.path.join(self._folder, class_name))
-        if entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
-      )
+      with os.scandir(os.path.join(self._folder, class_name)) as entries:
+        found = sorted(
+          (entry.name, entry.stat().st_size)
+          for entry in entries
+          if entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
+        )
       names += [os.path.join(class_name, name) for name, _ in found]
       labels += [label] * len(found)
       content.update(repr((class_name, found)).encode())
