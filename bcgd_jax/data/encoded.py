@@ -115,7 +115,7 @@ class RandomCrop:
     bad = NOT_BAD
     for _ in range(min(_MAX_TRIES, len(source))):
       try:
-        pixels, box = decode_crop(data, draw)
+        pixels, box = decode_crop(data, draw, size=crops.image_size)
       except BadImageError:
         bad = source.record(position) if bad == NOT_BAD else bad
         position = (position + 1) % len(source)

@@ -135,7 +135,7 @@ def test_every_mode_becomes_rgb(photograph, mode):
   assert pixels.dtype == np.uint8
   if mode in ("L", "CMYK", "RGBA"):
     assert np.abs(pixels.astype(float).mean() - np.asarray(small, float).mean()) < 8
-  cropped, box = decode_crop(data, upper_half)
+  cropped, box = decode_crop(data, upper_half, size=8)
   assert box == (0, 0, 40, 15)
   # to train on: the fast cosine transform
   assert np.abs(cropped[:15].astype(int) - pixels[:15]).max() <= 8
@@ -176,7 +176,7 @@ def test_damaged_files_are_bad(photograph):
     with pytest.raises(BadImageError):
       decode_rgb(data)
     with pytest.raises(BadImageError):
-      decode_crop(data, upper_half)
+      decode_crop(data, upper_half, size=8)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -188,7 +188,7 @@ def test_a_header_that_asks_for_all_the_memory_is_damage(photograph, kind):
   else:
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-  for decode in (decode_rgb, lambda data: decode_crop(data, upper_half)):
+  for decode in (decode_rgb, lambda data: decode_crop(data, upper_half, size=8)):
     with pytest.raises(BadImageError, match=r"pixels|bomb"):
       decode(bytes(data))
 
@@ -196,9 +196,44 @@ def test_a_header_that_asks_for_all_the_memory_is_damage(photograph, kind):
 def test_rows_below_the_crop_are_not_needed(photograph):
   data = encode(photograph, "JPEG", quality=90)
   box = (100, 50, 300, 120)
-  pixels, found = decode_crop(data, lambda width, height: box)
+  pixels, found = decode_crop(data, lambda width, height: box, size=64)
   assert found == box
   assert pixels.shape == (172, 600, 3)  # two more for the chroma's interpolation
   whole = simplejpeg.decode_jpeg(data, fastdct=True)
   np.testing.assert_array_equal(pixels[:170], whole[:170])
   assert np.abs(whole.astype(int) - decode_rgb(data)).mean() < 2  # "a level or two"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+  ("box", "factor"),
+  [
+    ((0, 0, 1201, 799), 8),
+    ((101, 3, 901, 701), 8),
+    ((333, 97, 301, 256), 4),
+    ((1072, 671, 129, 128), 2),
+    ((7, 9, 200, 127), 1),
+  ],
+)
+def test_parts_much_larger_than_needed_are_decoded_small(photograph, mode, box, factor):
+  size = 32
+  data = encode(photograph.resize((1201, 799)).convert(mode), "JPEG", quality=95)
+  pixels, found = decode_crop(data, lambda width, height: box, size=size)
+  assert pixels.shape[1] == -(-1201 // factor)
+  left, top, width, height = found
+  assert (left, top) == (box[0] // factor, box[1] // factor)
+  assert left + width <= pixels.shape[1]
+  assert top + height <= pixels.shape[0]
+  small = resize_crop(pixels, found, size=size).astype(float)
+  whole = resize_crop(decode_rgb(data), box, size=size).astype(float)
+  # up to a pixel of the small picture more on each side; another part differs by 14 or more
+  assert np.abs(small - whole).mean() < 4
+
+
+def test_one_pixel_is_never_decoded_smaller(photograph):
+  for width, height in ((1, 1), (1, 50), (4, 4), (5, 9)):
+    data = encode(photograph.resize((width, height)), "JPEG")
+    pixels, box = decode_crop(data, lambda width, height: (0, 0, width, height), size=1)
+    assert box[2] <= pixels.shape[1]
+    assert box[3] <= pixels.shape[0]
+    assert resize_crop(pixels, box, size=1).shape == (1, 1, 3)
