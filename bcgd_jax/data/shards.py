@@ -21,8 +21,8 @@ from bcgd_jax.errors import UsageError
 NUM_CLASSES = 1000
 SCRATCH_SUFFIX = ".scratch"
 _JPEG_END = b"\xff\xd9"
-# The archives as published hold no image that cannot be read. One or two in a file of a thousand
-# are left to the threshold of who reads them; more, and the archive is damaged.
+# Of the archives as published no unreadable image is known to us, nor could we look: one or two in
+# a file of a thousand are left to the threshold of who reads them; more are taken for damage.
 _MAX_UNREADABLE = 2
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from encoded_helpers import folder_options
 
-from bcgd_jax.benchmarks.photographs import write_image_folder
+from bcgd_jax.benchmarks.jpeg_folder import write_image_folder
 from bcgd_jax.data import dataset_info, eval_batches, load_dataset, pipeline, train_batches
 from bcgd_jax.data.crops import center_crop
 from bcgd_jax.data.decoding import decode_rgb
