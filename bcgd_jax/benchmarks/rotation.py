@@ -2,12 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def time_in_rotation(
-  runs: Mapping[str, Callable[[], None]], *, num_rounds: int
-) -> dict[str, list[float]]:
+  runs: Mapping[Name, Callable[[], None]], *, num_rounds: int
+) -> dict[Name, list[float]]:
   """Seconds of each run in each round.
 
   In round r the order starts at the r-th run, so that none always follows the same pause.
@@ -17,7 +20,7 @@ def time_in_rotation(
     num_rounds: at least 1.
   """
   names = list(runs)
-  seconds: dict[str, list[float]] = {name: [] for name in names}
+  seconds: dict[Name, list[float]] = {name: [] for name in names}
   for round_ in range(num_rounds):
     shift = round_ % len(names)
     for name in (*names[shift:], *names[:shift]):

@@ -1,14 +1,16 @@
 """Times training steps: python -m bcgd_jax.benchmarks.train_step --model=resnet20 --devices=1.
 
 Float, 1W4A and 4W4A networks of one model on one batch, each by the step that runs take, in turns;
-each ratio to float is the median of those within a round.
+each ratio to float is the median of those within a round. With --against=brevitas, PyTorch takes
+turns too, float and quantized by Brevitas, on the CPU alone (it needs the extra `bench`).
 """
 
 import functools
+import importlib.metadata
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from absl import flags
@@ -42,12 +44,24 @@ _NUM_CLASSES = flags.DEFINE_integer("num_classes", 10, "Logits.", 2)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of convolutions.")
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps timed at once.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 11, "How often each network takes its turn.", 1)
+_AGAINST = flags.DEFINE_enum("against", "", ["", "brevitas"], "What is timed beside ours.")
 _JSON = flags.DEFINE_string("json", None, "A file for the rows; the table in .md is put beside it.")
 
+OURS = "bcgd_jax"
+
 Row = dict[str, Any]
+Key = tuple[str, int, int]  # implementation, weight bits, activation bits
+
+
+class _Case(Protocol):
+  """A training step, ours or another's."""
+
+  def run(self, num_steps: int) -> None:
+    """Takes that many steps and waits for the last."""
 
 
 def main() -> None:
+  opponent = _import_opponent(_MODEL.value) if _AGAINST.value else None
   devices = _find_devices(_DEVICES.value)
   problem = Problem(
     config=_CONFIG.value.to_dict(),
@@ -57,7 +71,7 @@ def main() -> None:
     num_classes=_NUM_CLASSES.value,
     dtype=_DTYPE.value,
   )
-  rows = time_steps(problem, devices, steps=_STEPS.value, rounds=_ROUNDS.value)
+  rows = time_steps(problem, devices, steps=_STEPS.value, rounds=_ROUNDS.value, opponent=opponent)
   table = make_table(rows)
   print_table(table)
   if _JSON.value:
@@ -67,54 +81,77 @@ def main() -> None:
 
 
 def time_steps(
-  problem: Problem, devices: Sequence[jax.Device], *, steps: int, rounds: int
+  problem: Problem,
+  devices: Sequence[jax.Device],
+  *,
+  steps: int,
+  rounds: int,
+  opponent: Any | None = None,
 ) -> list[Row]:
-  """One row for each of `BITS`, the first float.
+  """One row for each of `BITS`, the first float, then the opponent's.
 
   Args:
     problem: model, batch and configuration.
     devices: those to use.
     steps: taken between two looks at the clock.
     rounds: how often each network takes its turn.
+    opponent: the module `brevitas_step`, or None.
   Returns:
     Rows with the keys of the table, of `describe_environment`, and: step_seconds, the median;
-    ratio_to_float, the median of the ratios within a round, with its quartiles; peak_memory_bytes
-    of a device, see `StepCase`; mfu: 6 x multiply-accumulates of a forward pass over what the
-    devices could have done, None where their peak is not known.
+    ratio_to_float, the median of the ratios within a round to the same implementation's float step,
+    with its quartiles; ratio_to_bcgd_jax, the like to our step of equal bits; peak_memory_bytes of
+    a device, see `StepCase`, None for others' steps; mfu: 6 x multiply-accumulates of a forward
+    pass over what the devices could have done, None where their peak is not known.
   """
-  cases = {
+  ours = {
     bits: StepCase(problem, devices, weight_bits=bits[0], activation_bits=bits[1]) for bits in BITS
   }
+  cases: dict[Key, _Case] = {(OURS, *bits): case for bits, case in ours.items()}
+  environment = describe_environment()
+  if opponent is not None:
+    for bits in opponent.BITS:
+      cases[opponent.NAME, *bits] = opponent.BrevitasCase(
+        problem.model,
+        problem.make_batch(),
+        num_classes=problem.num_classes,
+        quantized=bits != FLOAT,
+      )
+    environment |= {name: importlib.metadata.version(name) for name in ("torch", "brevitas")}
+    environment["torch_threads"] = opponent.num_threads()
   for case in cases.values():
     case.run(2)
-  names = {f"{w}W{a}A": (w, a) for w, a in BITS}
   seconds = time_in_rotation(
-    {name: functools.partial(cases[bits].run, steps) for name, bits in names.items()},
-    num_rounds=rounds,
+    {key: functools.partial(case.run, steps) for key, case in cases.items()}, num_rounds=rounds
   )
-  environment = describe_environment()
   peak = peak_flops(devices[0].device_kind)
   rows = []
-  for name, bits in names.items():
-    step_seconds = statistics.median(seconds[name]) / steps
-    low, middle, high = paired_ratios(seconds[name], seconds["32W32A"])
-    flops = _PASSES * _FLOPS_PER_MAC * cases[bits].macs * problem.batch_size
+  for (name, *bits), times in seconds.items():
+    weight_bits, activation_bits = bits
+    step_seconds = statistics.median(times) / steps
+    low, middle, high = paired_ratios(times, seconds[name, *FLOAT])
+    flops = _PASSES * _FLOPS_PER_MAC * ours[FLOAT].macs * problem.batch_size
     rows.append(
       {
         "model": problem.model,
-        "weight_bits": bits[0],
-        "activation_bits": bits[1],
+        "implementation": name,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
         "batch_size": problem.batch_size,
         "image_size": problem.image_size,
+        "num_classes": problem.num_classes,
         "dtype": problem.dtype,
         "devices": len(devices),
         "step_seconds": step_seconds,
         "images_per_second": problem.batch_size / step_seconds,
         "ratio_to_float": middle,
         "ratio_to_float_quartiles": [low, high],
-        "peak_memory_bytes": cases[bits].peak_memory_bytes,
+        "ratio_to_bcgd_jax": paired_ratios(times, seconds[OURS, *bits])[1],
+        "peak_memory_bytes": ours[weight_bits, activation_bits].peak_memory_bytes
+        if name == OURS
+        else None,
         "mfu": None if peak is None else flops / step_seconds / (peak * len(devices)),
         "rounds": rounds,
+        "steps_per_round": steps,
         **environment,
       }
     )
@@ -129,11 +166,13 @@ def make_table(rows: Sequence[Row]) -> Table:
     title=f"Training steps of {first['model']}, {first['batch_size']} images of {size}, "
     f"{first['dtype']}, {first['devices']} x {first['device']}",
     columns=(
+      Column("Step of"),
       Column("W / A bits"),
       Column("Step, ms", numeric=True),
       Column("Images / s", numeric=True),
       Column("/ float", numeric=True),
       Column("Quartiles", numeric=True),
+      Column("/ bcgd_jax", numeric=True),
       Column("Memory, MiB", numeric=True),
       Column("MFU", numeric=True),
     ),
@@ -147,24 +186,33 @@ def make_page(rows: Sequence[Row], table: Table) -> str:
   command = (
     f"python -m bcgd_jax.benchmarks.train_step --model={first['model']} "
     f"--devices={first['devices']} --batch_size={first['batch_size']} "
-    f"--image_size={first['image_size']} --dtype={first['dtype']} --rounds={first['rounds']}"
-  )
+    f"--image_size={first['image_size']} --num_classes={first['num_classes']} "
+    f"--dtype={first['dtype']} --steps={first['steps_per_round']} --rounds={first['rounds']}"
+  ) + (" --against=brevitas" if "brevitas" in first else "")
   facts = (
     f"{first['device']}, {first['cpu_cores']} cores, Python {first['python']}, jax {first['jax']}, "
     f"commit {first['commit'] or 'unknown'}."
   )
+  if "brevitas" in first:
+    facts += (
+      f" PyTorch {first['torch']} (eager, {first['torch_threads']} threads), "
+      f"Brevitas {first['brevitas']}; their ratios to float are to PyTorch's float step."
+    )
   return f"# {table.title}\n\n`{command}`\n\n{facts}\n\n{table.to_markdown()}\n"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
   low, high = row["ratio_to_float_quartiles"]
+  memory = row["peak_memory_bytes"]
   return (
+    row["implementation"],
     f"{row['weight_bits']} / {row['activation_bits']}",
     f"{1000 * row['step_seconds']:.2f}",
     f"{row['images_per_second']:,.0f}",
     f"{row['ratio_to_float']:.3f}",
     f"{low:.3f} to {high:.3f}",
-    f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+    f"{row['ratio_to_bcgd_jax']:.3f}",
+    "-" if memory is None else f"{memory / 2**20:,.0f}",
     "-" if row["mfu"] is None else f"{row['mfu']:.1%}",
   )
 
@@ -176,6 +224,22 @@ def _find_devices(count: int) -> list[jax.Device]:
   if len(found) < count:
     raise UsageError(f"--devices must be at most the {len(found)} that JAX sees, got {count}.")
   return found[:count]
+
+
+def _import_opponent(model: str) -> Any:
+  """The module of PyTorch's steps, which needs the extra `bench`."""
+  if _DEVICES.value != 1 or _DTYPE.value != "float32":
+    raise UsageError("--against=brevitas must run with --devices=1 and --dtype=float32.")
+  jax.config.update("jax_platforms", "cpu")
+  try:
+    # nothing else needs PyTorch and Brevitas
+    from bcgd_jax.benchmarks import brevitas_step
+  except ImportError as error:
+    raise UsageError(
+      f"--against=brevitas needs the extra `bench` (pip install 'bcgd_jax[bench]'): {error}."
+    ) from error
+  brevitas_step.check_model(model)
+  return brevitas_step
 
 
 if __name__ == "__main__":
