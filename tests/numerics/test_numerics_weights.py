@@ -130,6 +130,11 @@ class CornerCaseTest(parameterized.TestCase):
       )
 
   @parameterized.named_parameters(*EACH_MODE)
+  def test_overflow_decodes_to_nan(self, transform, q):
+    w = np.full((3, 3, 7, 5), 3e38, np.float32)
+    self.assertTrue(np.all(np.isnan(_make_encoder(transform, q)(w).decode(jnp.float32))))
+
+  @parameterized.named_parameters(*EACH_MODE)
   def test_single_weight_is_kept(self, transform, q):
     for value in (0.75, -3.0):
       w = np.full((1, 1), value, np.float32)
