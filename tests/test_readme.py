@@ -58,7 +58,8 @@ def test_the_five_line_example_trains_a_strangers_network():
 
 @pytest.mark.parametrize("command", re.findall(r"python -m (bcgd_jax(?:\.\w+)+)", README))
 def test_commands_exist(command):
-  assert (ROOT / f"{command.replace('.', '/')}.py").exists()
+  path = ROOT / command.replace(".", "/")
+  assert path.with_name(f"{path.name}.py").exists() or (path / "__main__.py").exists()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|launch)/\w+\.\w+", README))))

@@ -90,7 +90,7 @@ def test_a_failed_run_is_not_started_again(world, status):
 def test_a_signal_saves_and_stops(world, number):
   world.write("script", "steps=3 wait=100 status=0", "status=0")
   shell = subprocess.Popen(
-    ["bash", "launch/gpu.sh", "--config=c.py", "--workdir=w"],
+    ["env", "--default-signal=INT", "bash", "launch/gpu.sh", "--config=c.py", "--workdir=w"],
     cwd=world.root,
     env=world.environment,
     restore_signals=True,
