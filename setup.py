@@ -31,7 +31,7 @@ TEST = [
   "chex>=0.1.92",
   "mypy>=1.18",
   "pytest>=8.0",
-  "pytest-xdist>=3.6",
+  "pytest-xdist>=3.8",
   "ruff>=0.14",
   "torch>=2.6",  # the reference for imported weights
 ]

@@ -17,7 +17,8 @@ fi
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"
-"$bin/python" -m pytest -n 2 --dist loadfile "$@"
+# in the order of tests/conftest.py: the files with the fewest tests take the longest
+"$bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 "$bin/python" -m pytest -m long
 "$bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 
