@@ -99,6 +99,7 @@ def test_failing_check(tmp_path):
   assert (tmp_path / "a.png").read_bytes() == b"png"
 
 
+@pytest.mark.long
 def test_whole_run(tmp_path):
   out = tmp_path / "new" / "out"
   done = reproduce(tmp_path, f"--output={out}", "--samples=20000")
