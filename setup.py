@@ -27,6 +27,8 @@ TRAIN = [
 ]
 # What bcgd_jax.benchmarks measures with, and the photographs it makes its images of.
 MEASURE = ["psutil>=6.0", "scikit-image>=0.24"]
+# What bcgd_jax.export writes, and what its checks run it with.
+EXPORT = ["onnx>=1.17", "onnxruntime>=1.20"]
 TEST = [
   "chex>=0.1.92",
   "mypy>=1.18",
@@ -49,7 +51,8 @@ setup(
   install_requires=[f"jax{JAX}", "flax>=0.12.8", "optax>=0.2.8", "numpy>=2.0"],
   extras_require={
     "train": TRAIN,
-    "test": TRAIN + MEASURE + TEST,
+    "export": TRAIN + EXPORT,
+    "test": TRAIN + MEASURE + EXPORT + TEST,
     # JAX for an accelerator; CUDA 13 wants a driver of 580 or newer, CUDA 12 one of 525.
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],

@@ -24,6 +24,7 @@ ALLOWED = {
   "data": {"errors", "command"},
   "report": {"errors", "command"},
   "training": {"errors", "numerics", "layers", "models", "optim", "data", "report"},
+  "export": {"errors", "numerics", "models"},
   "theory": {"errors", "command", "numerics", "optim", "report"},
   "suites": {"errors", "command", "report", "training"},
   "benchmarks": {

@@ -7,7 +7,7 @@ from bcgd_jax.models.factory import ImageClassifier
 from bcgd_jax.models.ops import global_average_pool, max_pool
 
 # Channels of the 3x3 convolutions; None is a 2x2 max-pooling of stride 2 (authors' code).
-_VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
+VGG11_CHANNELS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
 
 class VGG11(ImageClassifier, kw_only=True):
@@ -26,7 +26,7 @@ class VGG11(ImageClassifier, kw_only=True):
     layers = self.make_layers()
     x = self.prepare_images(x)
     index = 0
-    for features in _VGG11:
+    for features in VGG11_CHANNELS:
       if features is None:
         x = max_pool(x, window=2, stride=2) if min(x.shape[1:3]) >= 2 else x
         continue
