@@ -24,7 +24,12 @@ ALLOWED = {
   "data": {"errors", "command"},
   "report": {"errors", "command"},
   "training": {"errors", "numerics", "layers", "models", "optim", "data", "report"},
-  "export": {"errors", "numerics", "models"},
+  "cli": {"errors", "command", "training"},
+  "compilation_cache": set(),
+  "export": {
+    *("errors", "command", "cli", "compilation_cache", "numerics", "layers", "models", "data"),
+    *("report", "training"),
+  },
   "theory": {"errors", "command", "numerics", "optim", "report"},
   "suites": {"errors", "command", "report", "training"},
   "benchmarks": {

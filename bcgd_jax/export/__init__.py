@@ -1,0 +1,1 @@
+"""Trained networks as integers: the program, its interpreter, and files for other runtimes."""

@@ -1,0 +1,73 @@
+"""A finished run's network, ready to be folded."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from bcgd_jax.errors import UsageError
+from bcgd_jax.export.integer import Program
+from bcgd_jax.export.program import make_program
+from bcgd_jax.training.recipe import make_model, model_quantizers
+from bcgd_jax.training.run import Run, load_phase
+from bcgd_jax.training.workdir import RUN_FILE
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+  """What a run's last phase ended with.
+
+  Attributes:
+    model: the network, computing in float32 whatever it was trained in: its parameters are float32.
+    variables: "params" and "batch_stats", NumPy.
+    program: the same in integers.
+  """
+
+  model: nn.Module
+  variables: PyTree
+  program: Program
+
+
+def load_trained(run: Run) -> Trained:
+  """Reads the last phase of a finished run and folds it.
+
+  Raises:
+    UsageError: if the run is not finished or its network cannot become integers.
+  """
+  if not (run.workdir / RUN_FILE).exists():
+    raise UsageError(
+      f"--workdir must be a finished run's, but {run.workdir} has no {RUN_FILE}: start it again to "
+      "finish it"
+    )
+  phase, settings, info = run.phases[-1], run.settings, run.dataset.info
+  wide = dataclasses.replace(settings.model, dtype="float32")
+  model = make_model(
+    dataclasses.replace(settings, model=wide),
+    num_classes=info.num_classes,
+    weights=bool(phase.quantizers),
+    activations=phase.settings.quantize_activations,
+  )
+  variables = jax.device_get(load_phase(run, phase))
+  bits = settings.quantization
+  program = make_program(
+    model,
+    variables,
+    image_shape=info.image_shape,
+    mean=settings.data.mean,
+    std=settings.data.std,
+    quantizers=model_quantizers(model, info.image_shape),
+    facts={
+      "model": settings.model.name,
+      "dataset": info.full_name,
+      "num_classes": info.num_classes,
+      "weight_bits": bits.weight_bits,
+      "activation_bits": bits.activation_bits,
+      "mean": list(settings.data.mean),
+      "std": list(settings.data.std),
+      "phase": phase.name,
+    },
+  )
+  return Trained(model=model, variables=variables, program=program)

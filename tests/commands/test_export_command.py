@@ -1,0 +1,75 @@
+"""The export command on a run of seconds, and what it refuses."""
+
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+from command_helpers import TINY, run_command
+
+DEPLOYED = ("--config.data.mean=(0.5019607843137255,)", "--config.model.residual_alpha=stream")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir, tmp_path_factory):
+  path = tmp_path_factory.mktemp("run") / "tiny"
+  done = run_command("main", *TINY, *DEPLOYED, f"--workdir={path}", data_dir=data_dir)
+  assert done.returncode == 0, done.stderr
+  return path
+
+
+def export(workdir, data_dir, output, *flags):
+  return run_command(
+    "export", f"--workdir={workdir}", f"--output={output}", *flags, data_dir=data_dir
+  )
+
+
+def test_the_file_is_verified_and_runs(workdir, data_dir, tmp_path):
+  done = export(workdir, data_dir, tmp_path / "model.onnx", "--verify=70")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert re.search(r"^Codes on 70 test images", done.stdout, re.MULTILINE)
+  assert re.search(r"^layer1_act +71,680 +0 +- ", done.stdout, re.MULTILINE)
+  assert re.search(r"^ONNX Runtime +\d+\.\d+% +0$", done.stdout, re.MULTILINE)
+  size = (tmp_path / "model.onnx").stat().st_size
+  assert done.stdout.rstrip().endswith(f"model.onnx, {size:,} bytes")
+  session = onnxruntime.InferenceSession(
+    tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+  )
+  (logits,) = session.run(None, {"image": np.zeros((3, 8, 8, 1), np.uint8)})
+  assert logits.shape == (3, 10)
+  facts = session.get_modelmeta().custom_metadata_map
+  assert (facts["model"], facts["weight_bits"], facts["activation_bits"]) == ("resnet8", "1", "4")
+
+
+@pytest.mark.parametrize(
+  ("output", "flags", "words"),
+  [
+    ("model.txt", (), "--output must name a file that ends in .onnx"),
+    ("none/model.onnx", (), "--output must be a file in a folder that can be written to"),
+    ("model.onnx", ("--verify=361",), "--verify must be at most the 360 test images, got 361"),
+  ],
+)
+def test_bad_flags(workdir, data_dir, tmp_path, output, flags, words):
+  done = export(workdir, data_dir, tmp_path / output, *flags)
+  assert done.returncode == 2
+  assert done.stderr.startswith(f"error: {words}")
+  assert done.stderr.count("\n") == 1
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_is_refused(workdir, data_dir, tmp_path):
+  record = workdir / "run.json"
+  kept = record.read_bytes()
+  record.unlink()
+  try:
+    done = export(workdir, data_dir, tmp_path / "model.onnx")
+  finally:
+    record.write_bytes(kept)
+  assert done.returncode == 2
+  assert "--workdir must be a finished run's" in done.stderr
+  assert list(tmp_path.iterdir()) == []
