@@ -88,6 +88,7 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(shared, pair, tmp_path):
   assert without_timing(workdir) == without_timing(pair)
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_goes_on_in_one_and_on_fewer_devices(shared, pair, tmp_path):
   workdir = tmp_path / "run"
   program = Program(shared, workdir, count=2, devices=2)
