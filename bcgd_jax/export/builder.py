@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.export import thresholds as folding
@@ -98,7 +99,8 @@ class ProgramBuilder:
     quantizers: Mapping[str, WeightQuantizer],
     num_levels: int,
   ) -> None:
-    self._params, self._stats = variables["params"], variables.get("batch_stats", {})
+    self._params = flatten_dict(variables["params"], sep="/")
+    self._stats = flatten_dict(variables.get("batch_stats", {}), sep="/")
     self._quantizers = quantizers
     self._num_levels = num_levels
     self.nodes: list[Node] = []
@@ -116,8 +118,7 @@ class ProgramBuilder:
 
     A dense kernel [height * width * in, out] becomes one of the map's own size.
     """
-    layer = _find(self._params, path)
-    kernel = np.asarray(layer["kernel"])
+    kernel = np.asarray(self._params[f"{path}/kernel"])
     if kernel.ndim == 2:
       kernel = kernel.reshape(*x.shape, -1)
       padding = 0
@@ -135,7 +136,7 @@ class ProgramBuilder:
       bound=max(1, int(np.abs([reach.low, reach.high]).max())),
     )
     channels = kernel.shape[-1]
-    bias = np.asarray(layer.get("bias", np.zeros(channels)), np.float64)
+    bias = np.asarray(self._params.get(f"{path}/bias", np.zeros(channels)), np.float64)
     return Sum(
       terms=(_Term(conv=conv, reach=reach, slope=np.broadcast_to(scale * x.step, (channels,))),),
       added=None,
@@ -150,12 +151,11 @@ class ProgramBuilder:
   def normalize(self, x: Sum, path: str) -> Sum:
     """Batch norm with its running statistics."""
     assert x.added is None
-    params = _find(self._params, path) if _has(self._params, path) else {}
-    stats = _find(self._stats, path)
-    mean, var = (np.asarray(stats[key], np.float64) for key in ("mean", "var"))
-    gain = np.asarray(params.get("scale", np.ones_like(var)), np.float64)
+    mean, var = (np.asarray(self._stats[f"{path}/{key}"], np.float64) for key in ("mean", "var"))
+    # batch norm without scale and bias has no such parameters
+    gain = np.asarray(self._params.get(f"{path}/scale", np.ones_like(var)), np.float64)
     gain = gain / np.sqrt(var + _BN_EPSILON)
-    bias = np.asarray(params.get("bias", np.zeros_like(var)), np.float64)
+    bias = np.asarray(self._params.get(f"{path}/bias", np.zeros_like(var)), np.float64)
     terms = tuple(dataclasses.replace(term, slope=term.slope * gain) for term in x.terms)
     return dataclasses.replace(x, terms=terms, offset=(x.offset - mean) * gain + bias)
 
@@ -169,7 +169,7 @@ class ProgramBuilder:
 
   def activation(self, x: Sum, path: str) -> Value:
     """The staircase whose step is the parameter `path`/alpha; `path` may be used several times."""
-    alpha = float(np.clip(np.float32(_find(self._params, path)["alpha"]), *ALPHA_RANGE))
+    alpha = float(np.clip(np.float32(self._params[f"{path}/alpha"]), *ALPHA_RANGE))
     name = self._free_name(path)
     slopes = [term.slope / alpha for term in x.terms]
     offset = x.offset / alpha
@@ -202,8 +202,7 @@ class ProgramBuilder:
 
   def logits(self, x: Value, path: str) -> None:
     """Mean over height and width, then the classifier."""
-    layer = _find(self._params, path)
-    kernel = np.asarray(layer["kernel"])
+    kernel = np.asarray(self._params[f"{path}/kernel"])
     quantizer = self._quantizers.get(f"{path}/kernel")
     mean = x.step / (x.shape[0] * x.shape[1])
     if quantizer is None:
@@ -220,14 +219,14 @@ class ProgramBuilder:
         weights=weights,
         num_bits=num_bits,
         scale=np.broadcast_to(scale * mean, (classes,)).astype(np.float32),
-        bias=np.asarray(layer.get("bias", np.zeros(classes)), np.float32),
+        bias=np.asarray(self._params.get(f"{path}/bias", np.zeros(classes)), np.float32),
       )
     )
 
   def _encode(self, path: str, kernel: np.ndarray, x: Value) -> tuple[np.ndarray, np.ndarray, int]:
     """Integer weights, their scale float64 [] or [channels], and the bits of one."""
     quantizer = self._quantizers.get(path)
-    shape = _find(self._params, path).shape
+    shape = self._params[path].shape
     if quantizer is not None:
       encoded = quantizer.encode(jnp.asarray(kernel.reshape(shape)))
       codes = np.asarray(encoded.codes).reshape(kernel.shape)
@@ -364,15 +363,3 @@ def _with_positive_slope(term: _Term, slope: np.ndarray) -> tuple[_Term, np.ndar
     high=np.where(falls, -term.reach.low, term.reach.high),
   )
   return dataclasses.replace(term, conv=conv, reach=reach), np.abs(slope)
-
-
-def _has(tree: Mapping[str, Any], path: str) -> bool:
-  return path.split("/", 1)[0] in tree and (
-    "/" not in path or _has(tree[path.split("/", 1)[0]], path.split("/", 1)[1])
-  )
-
-
-def _find(tree: Mapping[str, Any], path: str) -> Any:
-  for key in path.split("/"):
-    tree = tree[key]
-  return tree
