@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from bcgd_jax.errors import UsageError
 from bcgd_jax.export import thresholds as folding
 from bcgd_jax.export.integer import (
+  MAX_PIXEL,
   Affine,
   Codes,
   Conv,
@@ -30,7 +31,6 @@ from bcgd_jax.numerics import ALPHA_RANGE, WeightQuantizer
 
 _MAX_ACC = 2**31 - 1
 _MAX_INT16 = 127 * 256 + 127  # two signed bytes
-_MAX_PIXEL = 255
 _BN_EPSILON = 1e-5  # of `LayerFactory.normalize`
 # Float32 arithmetic moves a threshold by some units in the last place of the largest term: 1e-6 of
 # a code is usual at 4 bits, 1e-4 at 8. More than this is another network.
@@ -109,7 +109,7 @@ class ProgramBuilder:
       name="image",
       step=image.step,
       smallest=-image.zero_point,
-      largest=_MAX_PIXEL - image.zero_point,
+      largest=MAX_PIXEL - image.zero_point,
       shape=image.shape,
     )
 
@@ -302,7 +302,7 @@ class ProgramBuilder:
 
   def _inputs_of(self, conv: Conv) -> int:
     """The largest integer that a convolution multiplies with, zero point and all."""
-    return _MAX_PIXEL if conv.input == self.image.name else self._num_levels
+    return MAX_PIXEL if conv.input == self.image.name else self._num_levels
 
   def _check_shift(
     self,

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_PIXEL = 255  # of an image, and the largest code that ONNX's kernels make
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Image:

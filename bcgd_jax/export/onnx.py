@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from bcgd_jax.export.graph import GraphWriter
 from bcgd_jax.export.integer import (
+  MAX_PIXEL,
   Affine,
   Conv,
   FloatSum,
@@ -25,13 +26,12 @@ from bcgd_jax.export.integer import (
   num_channels,
 )
 from bcgd_jax.export.packing import split_int16
+from bcgd_jax.export.requantize import fits_pairs
 
 # The lowest that serve: Add of uint8 came with opset 14.
 OPSET_VERSION = 14
 IR_VERSION = 7
 
-_MAX_PIXEL = 255
-_MAX_PAIR = 2**15 - 1
 _SIGN_BIT = 128
 
 
@@ -91,7 +91,7 @@ class _Writer:
     self.graph = GraphWriter()
     self._image = program.image
     self._convs = {node.name: node for node in program.nodes if isinstance(node, Conv)}
-    self._largest = {"image": _MAX_PIXEL}
+    self._largest = {"image": MAX_PIXEL}
     self._channels = {"image": program.image.shape[2]}
     for node in program.nodes:
       if isinstance(node, MaxPool | Subsample):
@@ -114,7 +114,7 @@ class _Writer:
       value = self._scaled(self._accumulator(conv), node.scheme)
       self._round(value, node.num_levels, output=node.name)
       return
-    if node.num_levels == _MAX_PIXEL:
+    if node.num_levels == MAX_PIXEL:
       self._requantized(conv, node.scheme, output=node.name)
     else:
       self._clip(self._requantized(conv, node.scheme), 0, node.num_levels, output=node.name)
@@ -221,9 +221,9 @@ class _Writer:
 
   def _integer_product(self, patches: str, weights: np.ndarray, conv: Conv) -> str:
     zero_point = self._byte(self._zero_point(conv))
-    pair = 2 * self._largest[conv.input] * int(np.abs(weights.astype(np.int16)).max())
-    if pair > _MAX_PAIR:
-      # kernels without VNNI add pairs of products in saturating 16 bits, unless both are unsigned
+    max_weight = int(np.abs(weights.astype(np.int16)).max())
+    if not fits_pairs(self._largest[conv.input], max_weight):
+      # kernels of two unsigned bytes do not saturate
       unsigned = self.graph.constant((weights.astype(np.int16) + _SIGN_BIT).astype(np.uint8))
       return self.graph.apply("MatMulInteger", patches, unsigned, zero_point, self._byte(_SIGN_BIT))
     bits = conv.num_bits if conv.weights.dtype == np.int8 else 8
@@ -264,7 +264,7 @@ class _Writer:
   def _round(self, value: str, num_levels: int, *, output: str) -> None:
     """clip(round_half_even(value), 0, num_levels); QuantizeLinear saturates at 0 and 255."""
     one = self.graph.constant(np.float32(1.0))
-    if num_levels == _MAX_PIXEL:
+    if num_levels == MAX_PIXEL:
       self.graph.apply("QuantizeLinear", value, one, self._byte(0), output=output)
     else:
       codes = self.graph.apply("QuantizeLinear", value, one, self._byte(0))

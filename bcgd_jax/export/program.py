@@ -8,11 +8,9 @@ from flax import linen as nn
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.export.builder import ProgramBuilder
-from bcgd_jax.export.integer import Image, Program
+from bcgd_jax.export.integer import MAX_PIXEL, Image, Program
 from bcgd_jax.export.networks import describe_network
 from bcgd_jax.numerics import WeightQuantizer
-
-_MAX_PIXEL = 255
 
 
 def make_program(
@@ -66,12 +64,12 @@ def _make_image(
       "data.mean and data.std must be one value each for the first layer to see integers, got "
       f"{tuple(mean)} and {tuple(std)}: train with one mean k / 255 and one std"
     )
-  zero_point = round(mean[0] * _MAX_PIXEL)
-  if not math.isclose(mean[0] * _MAX_PIXEL, zero_point, abs_tol=1e-4):
+  zero_point = round(mean[0] * MAX_PIXEL)
+  if not math.isclose(mean[0] * MAX_PIXEL, zero_point, abs_tol=1e-4):
     raise UsageError(
       f"data.mean must be k / 255 for an integer k, so that pixels become integers, got {mean[0]}, "
-      f"which is {mean[0] * _MAX_PIXEL:.4f} / 255"
+      f"which is {mean[0] * MAX_PIXEL:.4f} / 255"
     )
-  if not 0 <= zero_point <= _MAX_PIXEL:
+  if not 0 <= zero_point <= MAX_PIXEL:
     raise UsageError(f"data.mean must be in [0, 1], got {mean[0]}")
-  return Image(shape=shape, zero_point=zero_point, step=1.0 / (_MAX_PIXEL * std[0]))
+  return Image(shape=shape, zero_point=zero_point, step=1.0 / (MAX_PIXEL * std[0]))

@@ -14,7 +14,6 @@ import numpy as np
 
 from bcgd_jax.export.integer import Requantizer
 
-# Kernels without VNNI add pairs of products in 16 bits that saturate: a pair has to fit.
 _MAX_PAIR = 2**15 - 1
 _MAX_INT8 = 127
 _MAX_UINT8 = 255
@@ -36,6 +35,16 @@ class Reach:
 
   low: np.ndarray
   high: np.ndarray
+
+
+def fits_pairs(max_input: int, max_weight: int) -> bool:
+  """Whether kernels without VNNI are exact, which add pairs of products in saturating 16 bits.
+
+  Args:
+    max_input: of the unsigned bytes.
+    max_weight: largest magnitude of the signed ones.
+  """
+  return 2 * max_input * max_weight <= _MAX_PAIR
 
 
 def find_reach(weights: np.ndarray, *, smallest: int, largest: int) -> Reach:
@@ -129,10 +138,9 @@ def solve_requantizer(
   for input_factor in _INPUT_FACTORS:
     for weight_factor in _WEIGHT_FACTORS:
       factor = weight_factor * input_factor
-      pair = 2 * max_input * max_weight * factor
       if (
         weight_factor * max_weight > _MAX_INT8
-        or pair > _MAX_PAIR
+        or not fits_pairs(max_input * input_factor, max_weight * weight_factor)
         or (input_factor > 1 and max_input * input_factor > _MAX_UINT8)
         or int(np.abs([reach.low, reach.high]).max()) * factor >= _MAX_BIAS
       ):
