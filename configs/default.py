@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.name = "resnet20"
   config.model.batch_norm = "global"  # "global" | "per_replica" batch statistics
   config.model.batch_norm_affine = True  # a learned scale and bias after it
-  config.model.residual_alpha = "own"  # "own" | "stream": one alpha for a stage's residual sums
+  config.model.residual_alpha = "own"  # "own" | "stream" | "network": sums of one alpha, see ResNet
   config.model.dtype = "float32"  # "float32" | "bfloat16" compute; parameters stay float32
 
   config.quantization = ml_collections.ConfigDict()

@@ -28,10 +28,9 @@ def describe_network(model: nn.Module, builder: ProgramBuilder) -> None:
 
 
 def _describe_resnet(model: Any, builder: ProgramBuilder) -> None:
-  share = model.residual_alpha == "stream"
   stem = builder.conv(builder.image, "conv1", stride=2 if model.imagenet_stem else 1)
   x = builder.normalize(stem, "bn1")
-  codes = builder.activation(x, "layer1_act" if share else "act1")
+  codes = builder.activation(x, model.residual_activation(1) or "act1")
   if model.imagenet_stem:
     codes = builder.max_pool(codes, window=3, stride=2, padding=1)
   for stage, (width, count) in enumerate(zip(model.widths, model.num_blocks, strict=True), start=1):
@@ -43,7 +42,7 @@ def _describe_resnet(model: Any, builder: ProgramBuilder) -> None:
         features=width,
         stride=2 if stage > 1 and index == 0 else 1,
         projection=model.projection,
-        shared=f"layer{stage}_act" if share else None,
+        shared=model.residual_activation(stage),
       )
   builder.logits(codes, "fc")
 

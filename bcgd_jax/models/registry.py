@@ -42,7 +42,7 @@ def create_model(
     batch_norm: "global" (statistics over all devices of axis_name) or "per_replica".
     batch_norm_affine: whether batch norm has a scale and a bias.
     axis_name: name of the mapped axis; None outside of pmap and shard_map.
-    residual_alpha: "own" or "stream", see `ResNet`; only "own" for networks without residuals.
+    residual_alpha: "own", "stream" or "network", see `ResNet`; networks without residuals: "own".
     dtype: of convolutions and hidden dense layers, float32 or bfloat16 (float64 in tests).
   Raises:
     ValueError: if an argument is outside its set.

@@ -14,7 +14,7 @@ from bcgd_jax.layers import QuantReLU
 from bcgd_jax.models.factory import ImageClassifier, LayerFactory, check_choice
 from bcgd_jax.models.ops import global_average_pool, max_pool
 
-RESIDUAL_ALPHAS = ("own", "stream")
+RESIDUAL_ALPHAS = ("own", "stream", "network")
 
 
 def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
@@ -93,7 +93,9 @@ class ResNet(ImageClassifier, kw_only=True):
       residual stream of a stage share one: those after its blocks' sums, in the first stage also
       the stem's. Then an identity block adds its input to x / alpha as an integer, and since
       ceil(u + n) = ceil(u) + n an integer machine can round the convolution before the sum. Only
-      the inner activation of a block keeps its own. No difference without quantized activations.
+      the inner activation of a block keeps its own. "network": one for the streams of all stages,
+      so that the same holds where a stage begins with a padded shortcut. No difference without
+      quantized activations.
   """
 
   widths: tuple[int, ...]
@@ -107,12 +109,11 @@ class ResNet(ImageClassifier, kw_only=True):
     """[batch, height, width, channels] -> logits [batch, num_classes]; see `ImageClassifier`."""
     check_choice("residual_alpha", self.residual_alpha, RESIDUAL_ALPHAS)
     layers = self.make_layers()
-    share = self.residual_alpha == "stream"
-    activation = layers.activation("layer1_act" if share else "act1")
+    activation = layers.activation(self.residual_activation(1) or "act1")
     x = self._apply_stem(self.prepare_images(x), train, layers=layers, activation=activation)
     for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), start=1):
-      if share and stage > 1:
-        activation = layers.activation(f"layer{stage}_act")
+      if stage > 1 and self.residual_alpha == "stream":
+        activation = layers.activation(self.residual_activation(stage))
       for index in range(count):
         block = BasicBlock(
           features=width,
@@ -121,8 +122,13 @@ class ResNet(ImageClassifier, kw_only=True):
           layers=layers,
           name=f"layer{stage}_{index}",
         )
-        x = block(x, train, output_activation=activation if share else None)
+        x = block(x, train, output_activation=None if self.residual_alpha == "own" else activation)
     return layers.classifier(self.num_classes, name="fc")(global_average_pool(x))
+
+  def residual_activation(self, stage: int) -> str | None:
+    """The activation that a stage's residual stream shares; None if each has its own."""
+    names = {"own": None, "stream": f"layer{stage}_act", "network": "residual_act"}
+    return names[self.residual_alpha]
 
   def _apply_stem(
     self, x: jax.Array, train: bool, *, layers: LayerFactory, activation: QuantReLU

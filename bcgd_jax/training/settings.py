@@ -22,7 +22,7 @@ class ModelSettings:
   name: str
   batch_norm: Literal["global", "per_replica"]
   batch_norm_affine: bool
-  residual_alpha: Literal["own", "stream"]
+  residual_alpha: Literal["own", "stream", "network"]
   dtype: Literal["float32", "bfloat16"]
 
 

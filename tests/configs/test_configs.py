@@ -74,7 +74,9 @@ def test_network_of_the_last_phase_builds(name):
     assert not quantizers
     assert not alphas
   else:
-    bits = int(name[-4]) if name != "default" else settings.quantization.weight_bits
+    named = re.search(r"_(\d)w4a", name)
+    bits = int(named[1]) if named else settings.quantization.weight_bits
+    assert (named is None) == (name == "default")
     assert {quantizer.num_bits for quantizer in quantizers.values()} == {bits}
     assert alphas
 

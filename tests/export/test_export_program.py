@@ -66,7 +66,7 @@ def check(case, images, *, levels=LEVELS):
   [Binary, Ternary, lambda channel_axis: Uniform(4, channel_axis=channel_axis)],
   ids=["binary", "ternary", "uniform4"],
 )
-@pytest.mark.parametrize("residual_alpha", ["own", "stream"])
+@pytest.mark.parametrize("residual_alpha", ["own", "network"])
 def test_quantizers(weight, channel_axis, residual_alpha):
   quantization = quantize(weight(channel_axis=channel_axis))
   check(
@@ -110,11 +110,12 @@ def test_one_image_and_any_batch():
 
 def test_forms_of_sums():
   kinds = {}
-  for alpha in ("own", "stream"):
+  for alpha in ("own", "stream", "network"):
     *_, program = make_case("resnet20", SHAPE, quantize(Binary()), residual_alpha=alpha)
     kinds[alpha] = [type(n) for n in program.nodes if isinstance(n, SameStepSum | TableSum)]
   assert kinds["own"] == [TableSum] * 9
   assert kinds["stream"].count(SameStepSum) == 7
+  assert kinds["network"] == [SameStepSum] * 9
   *_, program = make_case("imagenet_resnet18", (33, 33, 1), quantize(Binary()))
   assert sum(isinstance(node, FloatSum) for node in program.nodes) == 3
 

@@ -71,7 +71,10 @@ class ParameterTest(parameterized.TestCase):
     self.assertEqual(_count(_init_abstract(model, image_shape)["params"]), expected)
 
   @parameterized.parameters(
-    *[(name, "own") for name in MODEL_NAMES], ("resnet8", "stream"), ("imagenet_resnet18", "stream")
+    *[(name, "own") for name in MODEL_NAMES],
+    ("resnet8", "stream"),
+    ("imagenet_resnet18", "stream"),
+    ("resnet8", "network"),
   )
   def test_quantization_adds_nothing_but_alphas(self, name, residual_alpha):
     image_shape = (32, 32, 3)
@@ -248,18 +251,21 @@ class QuantizationOptionTest(parameterized.TestCase):
     self.assertEmpty(weight_quantizers(floating, x, False, rngs=jax.random.key(0)))
 
   @parameterized.parameters(
-    # own: the stem and two a block. stream: one inner a block and one a stage.
-    ("resnet8", 1 + 2 * 3, 3 + 3),
-    ("resnet20", 1 + 2 * 9, 9 + 3),
-    ("imagenet_resnet18", 1 + 2 * 8, 8 + 4),
-    ("imagenet_resnet34", 1 + 2 * 16, 16 + 4),
+    # own: the stem and two a block. stream: one inner a block and one a stage; network: one in all.
+    ("resnet8", 1 + 2 * 3, 3 + 3, 3 + 1),
+    ("resnet20", 1 + 2 * 9, 9 + 3, 9 + 1),
+    ("imagenet_resnet18", 1 + 2 * 8, 8 + 4, 8 + 1),
+    ("imagenet_resnet34", 1 + 2 * 16, 16 + 4, 16 + 1),
   )
-  def test_stream_shares_alphas(self, name, own, stream):
+  def test_streams_share_alphas(self, name, own, stream, network):
     image_shape = (8, 8, 3)
     self.assertLen(_alphas(_create(name), image_shape), own)
     shared = _alphas(_create(name, residual_alpha="stream"), image_shape)
     self.assertLen(shared, stream)
     self.assertIn("params/layer1_act/alpha", shared)
+    shared = _alphas(_create(name, residual_alpha="network"), image_shape)
+    self.assertLen(shared, network)
+    self.assertIn("params/residual_act/alpha", shared)
 
   def test_residual_sums_of_a_stream_count_in_alphas(self):
     model = _create("resnet14", residual_alpha="stream")
@@ -291,7 +297,11 @@ class ErrorTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("name", {"name": "resnet21"}, r"name must be one of resnet8, .*lenet5, got 'resnet21'"),
     ("batch_norm", {"batch_norm": "local"}, "batch_norm must be one of global, per_replica"),
-    ("residual_alpha", {"residual_alpha": "all"}, "residual_alpha must be one of own, stream"),
+    (
+      "residual_alpha",
+      {"residual_alpha": "all"},
+      "residual_alpha must be one of own, stream, network",
+    ),
     ("stream", {"name": "vgg11", "residual_alpha": "stream"}, 'must be "own" for vgg11'),
     ("num_classes", {"num_classes": 0}, "num_classes must be at least 1, got 0"),
   )

@@ -55,6 +55,7 @@ class GradientStepTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ("resnet8", "resnet8", (8, 8, 1), 8, "own"),
     ("resnet8_stream", "resnet8", (8, 8, 1), 8, "stream"),
+    ("resnet8_network", "resnet8", (8, 8, 1), 8, "network"),
     ("vgg11", "vgg11", (8, 8, 1), 8, "own"),
     ("lenet5", "lenet5", (8, 8, 1), 8, "own"),
     ("imagenet_resnet18", "imagenet_resnet18", (64, 64, 3), 2, "own"),
