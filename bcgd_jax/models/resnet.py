@@ -112,8 +112,9 @@ class ResNet(ImageClassifier, kw_only=True):
     activation = layers.activation(self.residual_activation(1) or "act1")
     x = self._apply_stem(self.prepare_images(x), train, layers=layers, activation=activation)
     for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), start=1):
-      if stage > 1 and self.residual_alpha == "stream":
-        activation = layers.activation(self.residual_activation(stage))
+      shared = self.residual_activation(stage)
+      if shared is not None and shared != activation.name:
+        activation = layers.activation(shared)
       for index in range(count):
         block = BasicBlock(
           features=width,
@@ -122,7 +123,7 @@ class ResNet(ImageClassifier, kw_only=True):
           layers=layers,
           name=f"layer{stage}_{index}",
         )
-        x = block(x, train, output_activation=None if self.residual_alpha == "own" else activation)
+        x = block(x, train, output_activation=None if shared is None else activation)
     return layers.classifier(self.num_classes, name="fc")(global_average_pool(x))
 
   def residual_activation(self, stage: int) -> str | None:
