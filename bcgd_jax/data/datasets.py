@@ -27,7 +27,11 @@ class DatasetInfo:
   # files' names and sizes.
   full_name: str
   image_shape: tuple[int, int, int]  # (H, W, C), C is 1 or 3
-  num_classes: int
+  class_names: tuple[str, ...]  # by label; the number itself where the dataset names none
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,8 @@ class Dataset:
 def dataset_info(options: DataOptions) -> DatasetInfo:
   """The `info` that `load_dataset` would give, without preparing or downloading anything.
 
-  Of ImageNet, which one prepares by hand and perhaps later, `full_name` is the name alone.
+  Of ImageNet, which one prepares by hand and perhaps later, `full_name` is the name alone, and
+  classes are numbers.
 
   Raises:
     UsageError: bad idx files; an image folder that is not one.
@@ -52,22 +57,25 @@ def dataset_info(options: DataOptions) -> DatasetInfo:
   if options.dataset == "image_folder":
     return open_image_folder_dataset(options).info
   if options.dataset == "imagenet2012":
-    return _encoded_info(options, full_name="imagenet2012", num_classes=shards.NUM_CLASSES)
+    return _encoded_info(
+      options, full_name="imagenet2012", class_names=_numbers(shards.NUM_CLASSES)
+    )
   if options.dataset == "digits":
     builder_dir, image_shape = digits.digits_dir(root), digits.IMAGE_SHAPE
-    num_classes = digits.NUM_CLASSES
+    class_names = _numbers(digits.NUM_CLASSES)
   elif options.dataset == "idx":
     builder_dir, arrays = idx.find_idx(root, manual_dir=Path(options.manual_dir).expanduser())
-    image_shape, num_classes = arrays.splits["train"].images.shape[1:], arrays.num_classes
+    image_shape = arrays.splits["train"].images.shape[1:]
+    class_names = idx.find_class_names(arrays.splits["train"].labels)
   else:
     builder = tfds.builder(options.dataset, data_dir=root)
     builder_dir, image_shape = Path(builder.data_dir), builder.info.features["image"].shape
-    num_classes = builder.info.features["label"].num_classes
+    class_names = tuple(builder.info.features["label"].names)
   return DatasetInfo(
     name=options.dataset,
     full_name=builder_dir.relative_to(root).as_posix(),
     image_shape=image_shape,
-    num_classes=num_classes,
+    class_names=class_names,
   )
 
 
@@ -98,11 +106,14 @@ def load_dataset(options: DataOptions) -> Dataset:
   else:
     builder_dir = _prepare_tfds(options.dataset, root)
   features = tfds.builder_from_directory(builder_dir).info.features
+  class_names = tuple(features["label"].names)
+  if options.dataset == "idx":
+    class_names = idx.read_class_names(Path(options.manual_dir).expanduser())
   info = DatasetInfo(
     name=options.dataset,
     full_name=builder_dir.relative_to(root).as_posix(),
     image_shape=features["image"].shape,
-    num_classes=features["label"].num_classes,
+    class_names=class_names,
   )
   train = _open_split(builder_dir, "train")
   train_positions, validation_positions = _cut(len(train), options)
@@ -112,6 +123,10 @@ def load_dataset(options: DataOptions) -> Dataset:
     validation=sources.SubsetSource(train, validation_positions),
     test=_open_split(builder_dir, "test"),
   )
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+  return tuple(map(str, range(count)))
 
 
 def data_root(data_dir: str) -> Path:
@@ -124,7 +139,9 @@ def open_image_folder_dataset(options: DataOptions) -> Dataset:
   """A folder of encoded images; its name holds a digest of the files' names and sizes."""
   train, validation = open_image_folder(Path(options.manual_dir).expanduser().absolute())
   digest = hashlib.sha256((train.digest + validation.digest).encode()).hexdigest()[:16]
-  info = _encoded_info(options, full_name=f"image_folder/{digest}", num_classes=len(train.classes))
+  info = _encoded_info(
+    options, full_name=f"image_folder/{digest}", class_names=tuple(train.classes)
+  )
   return _encoded_dataset(options, info, train, validation)
 
 
@@ -133,22 +150,26 @@ def open_imagenet_dataset(options: DataOptions) -> Dataset:
   root = data_root(options.data_dir)
   builder_dir = imagenet.find_prepared(root)
   _check_random_access(builder_dir)
+  names = tuple(tfds.builder_from_directory(builder_dir).info.features["label"].names)
   info = _encoded_info(
     options,
     full_name=builder_dir.relative_to(root).as_posix(),
-    num_classes=shards.NUM_CLASSES,
+    # a small set prepared in ImageNet's place names fewer
+    class_names=(*names, *_numbers(shards.NUM_CLASSES)[len(names) :]),
   )
   splits = (TfdsRecords(builder_dir, split) for split in ("train", "validation"))
   return _encoded_dataset(options, info, *splits)
 
 
-def _encoded_info(options: DataOptions, *, full_name: str, num_classes: int) -> DatasetInfo:
+def _encoded_info(
+  options: DataOptions, *, full_name: str, class_names: tuple[str, ...]
+) -> DatasetInfo:
   assert options.image_size is not None
   return DatasetInfo(
     name=options.dataset,
     full_name=full_name,
     image_shape=(options.image_size, options.image_size, 3),
-    num_classes=num_classes,
+    class_names=class_names,
   )
 
 

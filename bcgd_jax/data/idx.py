@@ -16,7 +16,16 @@ from bcgd_jax.errors import UsageError
 # Magic number: 0, 0, 8 (unsigned bytes), number of dimensions.
 _IMAGE_MAGIC = 0x00000803
 _LABEL_MAGIC = 0x00000801
+_IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 _PREFIXES = {"train": "train", "test": "t10k"}
+# The files name no classes. Training labels that are known to be a dataset's, by their sha256, have
+# the names that its authors give them.
+_CLASS_NAMES = {
+  "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7": (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+  )
+}
 
 
 class Idx(builders.ArrayBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -48,6 +57,22 @@ def find_idx(root: Path, *, manual_dir: Path) -> tuple[Path, builders.ArrayData]
   return _target(root, files), _parse_files(files)
 
 
+def read_class_names(manual_dir: Path) -> tuple[str, ...]:
+  """The names of the classes, by label: Fashion-MNIST's, otherwise the labels as text.
+
+  Raises:
+    UsageError: as `read_idx_folder`, of the training labels alone.
+  """
+  path = _find_file(manual_dir, f"{_PREFIXES['train']}-{_LABELS}")
+  return find_class_names(parse_idx(_read_file(path), path=path, magic=_LABEL_MAGIC))
+
+
+def find_class_names(labels: np.ndarray) -> tuple[str, ...]:
+  """The names that belong to training labels, uint8 [N]; see `read_class_names`."""
+  numbers = tuple(map(str, range(int(labels.max()) + 1)))
+  return _CLASS_NAMES.get(hashlib.sha256(labels.tobytes()).hexdigest(), numbers)
+
+
 def read_idx_folder(manual_dir: Path) -> builders.ArrayData:
   """Reads and checks a folder of four idx files, named as for `prepare_idx`.
 
@@ -69,13 +94,17 @@ def _read_files(manual_dir: Path) -> dict[str, tuple[Path, bytes]]:
     raise UsageError(f"manual_dir must be a folder of MNIST-format files, got {manual_dir}")
   files = {}
   for split, prefix in _PREFIXES.items():
-    for kind, suffix in (("images", "idx3-ubyte"), ("labels", "idx1-ubyte")):
-      path = _find_file(manual_dir, f"{prefix}-{kind}-{suffix}")
-      try:
-        files[f"{split}-{kind}"] = (path, path.read_bytes())
-      except OSError as error:
-        raise UsageError(f"{path} must be readable: {error.strerror}") from error
+    for name in (_IMAGES, _LABELS):
+      path = _find_file(manual_dir, f"{prefix}-{name}")
+      files[f"{split}-{name.partition('-')[0]}"] = (path, _read_file(path))
   return files
+
+
+def _read_file(path: Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise UsageError(f"{path} must be readable: {error.strerror}") from error
 
 
 def _find_file(folder: Path, name: str) -> Path:

@@ -105,6 +105,7 @@ class ProgramBuilder:
     self._num_levels = num_levels
     self.nodes: list[Node] = []
     self.largest_shift = 0.0
+    self.weight_scales: dict[str, list[float]] = {}  # of one weight code, by layer; [1] or [out]
     self.image = Value(
       name="image",
       step=image.step,
@@ -136,6 +137,7 @@ class ProgramBuilder:
       bound=max(1, int(np.abs([reach.low, reach.high]).max())),
     )
     channels = kernel.shape[-1]
+    self.weight_scales[path] = scale.tolist()
     bias = np.asarray(self._params.get(f"{path}/bias", np.zeros(channels)), np.float64)
     return Sum(
       terms=(_Term(conv=conv, reach=reach, slope=np.broadcast_to(scale * x.step, (channels,))),),
@@ -211,6 +213,7 @@ class ProgramBuilder:
       encoded = quantizer.encode(jnp.asarray(kernel))
       weights, num_bits = np.asarray(encoded.codes), quantizer.num_bits
       scale = np.asarray(encoded.scale, np.float64).reshape(-1)
+    self.weight_scales[path] = scale.tolist()
     classes = kernel.shape[-1]
     self.nodes.append(
       Logits(

@@ -47,10 +47,10 @@ class GraphWriter:
     values = np.clip(table.astype(np.int16) * factor, -128, 127).astype(np.int8)
     found = self.apply("Gather", self.constant(values), index, axis=0)
     if codes.size % table.shape[1]:
-      found = self.apply("Reshape", found, self.constant(np.array([-1], np.int64)))
+      found = self.reshape(found, (-1,))
       ends = (np.array([n], np.int64) for n in (0, codes.size, 0))
       found = self.apply("Slice", found, *map(self.constant, ends))
-    return self.apply("Reshape", found, self.constant(np.array(codes.shape, np.int64)))
+    return self.reshape(found, codes.shape)
 
   def slice(
     self, x: str, *, axis: int, start: int, end: int, step: int = 1, output: str | None = None
@@ -58,6 +58,10 @@ class GraphWriter:
     """x[start:end:step] along an axis."""
     bounds = (np.array([n], np.int64) for n in (start, end, axis, step))
     return self.apply("Slice", x, *map(self.constant, bounds), output=output)
+
+  def reshape(self, x: str, shape: Sequence[int]) -> str:
+    """x in another shape; one side may be -1."""
+    return self.apply("Reshape", x, self.constant(np.array(shape, np.int64)))
 
   def concat(self, parts: Sequence[str], *, axis: int) -> str:
     """The parts joined along an axis; one part is itself."""

@@ -27,6 +27,7 @@ from bcgd_jax.export.integer import (
 )
 from bcgd_jax.export.packing import split_int16
 from bcgd_jax.export.requantize import fits_pairs
+from bcgd_jax.export.stem import Convolution, fold_blocks
 
 # The lowest that serve: Add of uint8 came with opset 14.
 OPSET_VERSION = 14
@@ -191,20 +192,30 @@ class _Writer:
       num_bits=conv.num_bits,
       factor=scheme.weight_factor,
     )
+    convolution = Convolution(
+      x=x,
+      weights=weights,
+      kernel_shape=list(conv.weights.shape[:2]),
+      strides=[conv.stride] * 2,
+      pads=[conv.padding] * 4,
+    )
+    height, width, _ = self._image.shape
+    if conv.input == "image" and conv.stride == 2 and height % 2 == width % 2 == 0:
+      convolution = fold_blocks(self.graph, conv, convolution, self._image.shape)
     y = self.graph.apply(
       "QLinearConv",
-      self.graph.channels_first(x),
+      self.graph.channels_first(convolution.x),
       one,
       self._byte(self._zero_point(conv)),
-      weights,
+      convolution.weights,
       self.graph.constant(scheme.multiplier),
       self.graph.constant(np.int8(0)),
       one,
       self._byte(scheme.zero_point),
       self.graph.constant(scheme.bias),
-      kernel_shape=list(conv.weights.shape[:2]),
-      strides=[conv.stride] * 2,
-      pads=[conv.padding] * 4,
+      kernel_shape=convolution.kernel_shape,
+      strides=convolution.strides,
+      pads=convolution.pads,
     )
     return self.graph.channels_last(y, output=output)
 

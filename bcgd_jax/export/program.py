@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.export.builder import ProgramBuilder
-from bcgd_jax.export.integer import MAX_PIXEL, Image, Program
+from bcgd_jax.export.integer import MAX_PIXEL, Codes, Image, Program
 from bcgd_jax.export.networks import describe_network
 from bcgd_jax.numerics import WeightQuantizer
 
@@ -36,7 +36,8 @@ def make_program(
     std: one value.
     quantizers: of the kernels, by parameter path; layers without one are rounded to 16 bits (fewer
       where a 32-bit accumulator asks for it), the classifier stays float.
-    facts: see `Program`.
+    facts: see `Program`; added are "weight_scales", what one weight code of a layer stands for,
+      [1] or [out]; "activation_steps", what one code of each node does; "largest_threshold_shift".
   Raises:
     UsageError: if the network is not one of ours, its activations are float, images are not
       normalised by an integer, or its parameters cannot be folded.
@@ -49,10 +50,16 @@ def make_program(
   image = _make_image(image_shape, mean=mean, std=std)
   builder = ProgramBuilder(image, variables, quantizers=quantizers, num_levels=2**bits - 1)
   describe_network(model, builder)
+  nodes = tuple(builder.nodes)
   return Program(
     image=image,
-    nodes=tuple(builder.nodes),
-    facts={**facts, "largest_threshold_shift": builder.largest_shift},
+    nodes=nodes,
+    facts={
+      **facts,
+      "weight_scales": builder.weight_scales,
+      "activation_steps": {node.name: node.step for node in nodes if isinstance(node, Codes)},
+      "largest_threshold_shift": builder.largest_shift,
+    },
   )
 
 

@@ -1,6 +1,7 @@
 """A finished run's network, ready to be folded."""
 
 import dataclasses
+import importlib.metadata
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 from bcgd_jax.errors import UsageError
 from bcgd_jax.export.integer import Program
 from bcgd_jax.export.program import make_program
+from bcgd_jax.training.environment import describe_commit
 from bcgd_jax.training.recipe import make_model, model_quantizers
 from bcgd_jax.training.run import Run, load_phase
 from bcgd_jax.training.workdir import RUN_FILE
@@ -60,9 +62,11 @@ def load_trained(run: Run) -> Trained:
     std=settings.data.std,
     quantizers=model_quantizers(model, info.image_shape),
     facts={
+      "version": importlib.metadata.version("bcgd_jax"),
+      "commit": describe_commit(),
       "model": settings.model.name,
       "dataset": info.full_name,
-      "num_classes": info.num_classes,
+      "class_names": list(info.class_names),
       "weight_bits": bits.weight_bits,
       "activation_bits": bits.activation_bits,
       "mean": list(settings.data.mean),

@@ -1,5 +1,7 @@
 """The export command on a run of seconds, and what it refuses."""
 
+import importlib.metadata
+import json
 import re
 
 import numpy as np
@@ -44,6 +46,10 @@ def test_the_file_is_verified_and_runs(workdir, data_dir, tmp_path):
   assert logits.shape == (3, 10)
   facts = session.get_modelmeta().custom_metadata_map
   assert (facts["model"], facts["weight_bits"], facts["activation_bits"]) == ("resnet8", "1", "4")
+  assert json.loads(facts["class_names"]) == list("0123456789")
+  assert facts["version"] == importlib.metadata.version("bcgd_jax")
+  assert json.loads(facts["activation_steps"]).keys() >= {"layer1_act", "layer3_0/act1"}
+  assert len(json.loads(facts["weight_scales"])["fc"]) == 1
 
 
 @pytest.mark.parametrize(

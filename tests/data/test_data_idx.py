@@ -106,6 +106,12 @@ class ReadTest(IdxTestCase):
     self.assertEqual(read.splits["train"].images.shape, (60000, 28, 28, 1))
     self.assertEqual(read.splits["test"].images.shape, (10000, 28, 28, 1))
     self.assertEqual(read.num_classes, 10)
+    names = idx.read_class_names(folder)
+    self.assertEqual((len(names), names[0], names[9]), (10, "T-shirt/top", "Ankle boot"))
+
+  def test_classes_without_names_are_numbers(self):
+    info = self._load(_write_folder(self.tmp / "in", _arrays(), compress=True)).info
+    self.assertEqual(info.class_names, ("0", "1", "2"))
 
 
 class ErrorTest(IdxTestCase):

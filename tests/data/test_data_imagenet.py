@@ -76,6 +76,8 @@ def test_records_hold_the_files_with_odd_ones_as_rgb_jpeg(folder, prepared):
   dataset = load_dataset(options(prepared[0]))
   assert (len(dataset.train), len(dataset.test)) == (24, 9)
   assert dataset.info.num_classes == 1000
+  classes = sorted(path.name for path in (folder / "train").iterdir())
+  assert list(dataset.info.class_names[:3]) == classes
   assert dataset.info.full_name == "imagenet2012/full/1.0.0"
   files = sorted((folder / "train").glob("*/*"))
   for index, path in enumerate(files):

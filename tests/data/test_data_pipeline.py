@@ -38,7 +38,10 @@ class NumberedSource:
 
 def _dataset(num_examples=_NUM_EXAMPLES):
   info = data.DatasetInfo(
-    name="digits", full_name="digits", image_shape=(6, 5, 1), num_classes=num_examples
+    name="digits",
+    full_name="digits",
+    image_shape=(6, 5, 1),
+    class_names=tuple(map(str, range(num_examples))),
   )
   source = NumberedSource(num_examples)
   return data.Dataset(info=info, train=source, validation=source, test=source)

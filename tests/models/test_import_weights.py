@@ -125,7 +125,9 @@ def open_small_run(workdir: Path, *, start_from: Path) -> Run:
   config["float"]["start_from"] = str(start_from)
   config["quantization"]["alpha_init"] = "table"  # needs no images
   settings, image_shape = parse_settings(config), (32, 32, 3)
-  info = DatasetInfo(name="none", full_name="none", image_shape=image_shape, num_classes=5)
+  info = DatasetInfo(
+    name="none", full_name="none", image_shape=image_shape, class_names=("a", "b", "c", "d", "e")
+  )
   return Run(
     settings=settings,
     workdir=workdir,
