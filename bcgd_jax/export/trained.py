@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,19 +26,24 @@ class Trained:
   Attributes:
     model: the network, computing in float32 whatever it was trained in: its parameters are float32.
     variables: "params" and "batch_stats", NumPy.
-    program: the same in integers.
+    image_shape: (height, width, channels).
+    mean, std: what pixels in [0, 1] are normalised by.
+    facts: see `Program`.
   """
 
   model: nn.Module
   variables: PyTree
-  program: Program
+  image_shape: tuple[int, int, int]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  facts: Mapping[str, Any]
 
 
 def load_trained(run: Run) -> Trained:
-  """Reads the last phase of a finished run and folds it.
+  """Reads the last phase of a finished run.
 
   Raises:
-    UsageError: if the run is not finished or its network cannot become integers.
+    UsageError: if the run is not finished.
   """
   if not (run.workdir / RUN_FILE).exists():
     raise UsageError(
@@ -45,6 +51,7 @@ def load_trained(run: Run) -> Trained:
       "finish it"
     )
   phase, settings, info = run.phases[-1], run.settings, run.dataset.info
+  bits = settings.quantization
   wide = dataclasses.replace(settings.model, dtype="float32")
   model = make_model(
     dataclasses.replace(settings, model=wide),
@@ -52,15 +59,12 @@ def load_trained(run: Run) -> Trained:
     weights=bool(phase.quantizers),
     activations=phase.settings.quantize_activations,
   )
-  variables = jax.device_get(load_phase(run, phase))
-  bits = settings.quantization
-  program = make_program(
-    model,
-    variables,
+  return Trained(
+    model=model,
+    variables=jax.device_get(load_phase(run, phase)),
     image_shape=info.image_shape,
     mean=settings.data.mean,
     std=settings.data.std,
-    quantizers=model_quantizers(model, info.image_shape),
     facts={
       "version": importlib.metadata.version("bcgd_jax"),
       "commit": describe_commit(),
@@ -74,4 +78,20 @@ def load_trained(run: Run) -> Trained:
       "phase": phase.name,
     },
   )
-  return Trained(model=model, variables=variables, program=program)
+
+
+def fold_trained(trained: Trained) -> Program:
+  """The network in integers.
+
+  Raises:
+    UsageError: as `make_program`.
+  """
+  return make_program(
+    trained.model,
+    trained.variables,
+    image_shape=trained.image_shape,
+    mean=trained.mean,
+    std=trained.std,
+    quantizers=model_quantizers(trained.model, trained.image_shape),
+    facts=trained.facts,
+  )

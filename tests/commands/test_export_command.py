@@ -4,10 +4,13 @@ import importlib.metadata
 import json
 import re
 
+import jax.export
 import numpy as np
 import onnxruntime
 import pytest
 from command_helpers import TINY, run_command
+
+from bcgd_jax.export.npz import read_npz
 
 DEPLOYED = ("--config.data.mean=(0.5019607843137255,)", "--config.model.residual_alpha=stream")
 
@@ -52,9 +55,26 @@ def test_the_file_is_verified_and_runs(workdir, data_dir, tmp_path):
   assert len(json.loads(facts["weight_scales"])["fc"]) == 1
 
 
+def test_npz(workdir, data_dir, tmp_path):
+  done = export(workdir, data_dir, tmp_path / "model.npz", "--format=npz", "--verify=20")
+  assert (done.returncode, done.stderr) == (0, "")
+  program = read_npz((tmp_path / "model.npz").read_bytes(), name="model.npz")
+  assert program.facts["class_names"] == list("0123456789")
+
+
+def test_stablehlo_takes_any_batch(workdir, data_dir, tmp_path):
+  done = export(workdir, data_dir, tmp_path / "m.stablehlo", "--format=stablehlo", "--verify=20")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert re.search(r"^StableHLO +\d+\.\d+% +0$", done.stdout, re.MULTILINE)
+  network = jax.export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
+  for count in (1, 7):
+    assert network.call(np.zeros((count, 8, 8, 1), np.uint8)).shape == (count, 10)
+
+
 @pytest.mark.parametrize(
   ("output", "flags", "words"),
   [
+    ("model.onnx", ("--format=npz",), "--output must name a file that ends in .npz"),
     ("model.txt", (), "--output must name a file that ends in .onnx"),
     ("none/model.onnx", (), "--output must be a file in a folder that can be written to"),
     ("model.onnx", ("--verify=361",), "--verify must be at most the 360 test images, got 361"),
