@@ -1,17 +1,32 @@
-"""The layers of every model, told to a `ProgramBuilder` in forward order."""
+"""The layers of every model, told to a builder in forward order."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 
 from bcgd_jax.errors import UsageError
-from bcgd_jax.export.builder import ProgramBuilder, Sum, Value
 from bcgd_jax.models import ResNet
 from bcgd_jax.models.lenet import LeNet5
 from bcgd_jax.models.vgg import VGG11, VGG11_CHANNELS
 
 
-def describe_network(model: nn.Module, builder: ProgramBuilder) -> None:
+class Builder(Protocol):
+  """Who is told; what its methods return is handed back as it is, but for its `shape`."""
+
+  @property
+  def image(self) -> Any:
+    """The input."""
+
+  def conv(self, x: Any, path: str, *, stride: int = 1, padding: int | None = None) -> Any: ...
+  def normalize(self, x: Any, path: str) -> Any: ...
+  def add(self, x: Any, shortcut: Any) -> Any: ...
+  def activation(self, x: Any, path: str) -> Any: ...
+  def max_pool(self, x: Any, *, window: int, stride: int, padding: int = 0) -> Any: ...
+  def subsample(self, x: Any, *, stride: int, channels: int) -> Any: ...
+  def logits(self, x: Any, path: str) -> None: ...
+
+
+def describe_network(model: nn.Module, builder: Builder) -> None:
   """Hands a model's layers to a builder, as its `__call__` computes them.
 
   Raises:
@@ -27,7 +42,7 @@ def describe_network(model: nn.Module, builder: ProgramBuilder) -> None:
   )
 
 
-def _describe_resnet(model: Any, builder: ProgramBuilder) -> None:
+def _describe_resnet(model: Any, builder: Builder) -> None:
   stem = builder.conv(builder.image, "conv1", stride=2 if model.imagenet_stem else 1)
   x = builder.normalize(stem, "bn1")
   codes = builder.activation(x, model.residual_activation(1) or "act1")
@@ -48,19 +63,19 @@ def _describe_resnet(model: Any, builder: ProgramBuilder) -> None:
 
 
 def _describe_block(
-  builder: ProgramBuilder,
-  x: Value,
+  builder: Builder,
+  x: Any,
   path: str,
   *,
   features: int,
   stride: int,
   projection: bool,
   shared: str | None,
-) -> Value:
+) -> Any:
   y = builder.normalize(builder.conv(x, f"{path}/conv1", stride=stride), f"{path}/bn1")
   inner = builder.activation(y, f"{path}/act1")
   z = builder.normalize(builder.conv(inner, f"{path}/conv2"), f"{path}/bn2")
-  shortcut: Value | Sum = x
+  shortcut = x
   if stride != 1 or x.shape[2] != features:
     if projection:
       y = builder.conv(x, f"{path}/downsample_0", stride=stride)
@@ -70,7 +85,7 @@ def _describe_block(
   return builder.activation(builder.add(z, shortcut), shared or f"{path}/act2")
 
 
-def _describe_vgg(model: Any, builder: ProgramBuilder) -> None:
+def _describe_vgg(model: Any, builder: Builder) -> None:
   del model
   codes, index = builder.image, 0
   for features in VGG11_CHANNELS:
@@ -84,7 +99,7 @@ def _describe_vgg(model: Any, builder: ProgramBuilder) -> None:
   builder.logits(codes, "fc")
 
 
-def _describe_lenet(model: Any, builder: ProgramBuilder) -> None:
+def _describe_lenet(model: Any, builder: Builder) -> None:
   del model
   codes = builder.image
   for index in (1, 2):
