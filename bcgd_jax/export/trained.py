@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from bcgd_jax.data.options import ENCODED_NAMES
 from bcgd_jax.errors import UsageError
 from bcgd_jax.export.integer import Program
 from bcgd_jax.export.program import make_program
@@ -71,6 +72,7 @@ def load_trained(run: Run) -> Trained:
       "model": settings.model.name,
       "dataset": info.full_name,
       "class_names": list(info.class_names),
+      **({"eval_resize": run.data_options.resize} if info.name in ENCODED_NAMES else {}),
       "weight_bits": bits.weight_bits,
       "activation_bits": bits.activation_bits,
       "mean": list(settings.data.mean),
