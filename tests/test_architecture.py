@@ -40,6 +40,7 @@ ALLOWED = {
     "models",
     "optim",
     "data",
+    "export",
     "report",
     "training",
   },

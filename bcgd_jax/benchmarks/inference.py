@@ -32,7 +32,9 @@ from bcgd_jax.report.files import write_atomic
 from bcgd_jax.report.tables import Column
 from bcgd_jax.training.environment import describe_environment
 
-_MODELS = flags.DEFINE_list("models", list(SIZES), f"Networks, of {', '.join(SIZES)}.")
+_MODELS = flags.DEFINE_list(
+  "models", ["resnet20", "imagenet_resnet18"], f"Networks, of {', '.join(SIZES)}."
+)
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "32"], "Images at once.")
 _THREADS = flags.DEFINE_list("threads", ["1", "0"], "Threads; 0 is one a core.")
 _IMAGE_SIZE = flags.DEFINE_integer(

@@ -22,7 +22,7 @@ from bcgd_jax.training.recipe import model_quantizers
 FLOAT, INT8, XLA = "float, ONNX Runtime", "int8, ONNX Runtime", "float, XLA"
 
 # (side of the images, classes): what each network is made for
-SIZES = {"resnet20": (32, 10), "imagenet_resnet18": (224, 1000)}
+SIZES = {"resnet20": (32, 10), "imagenet_resnet18": (224, 1000), "resnet8": (32, 10)}
 
 _MEAN, _STD = (128 / 255,), (0.25,)
 _CALIBRATION_BATCHES = 4

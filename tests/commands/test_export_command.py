@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+from pathlib import Path
 
 import jax.export
 import numpy as np
@@ -53,6 +54,9 @@ def test_the_file_is_verified_and_runs(workdir, data_dir, tmp_path):
   assert facts["version"] == importlib.metadata.version("bcgd_jax")
   assert json.loads(facts["activation_steps"]).keys() >= {"layer1_act", "layer3_0/act1"}
   assert len(json.loads(facts["weight_scales"])["fc"]) == 1
+  page = (Path(__file__).parents[2] / "docs/deploy.md").read_text()
+  for key in facts:
+    assert re.search(rf"^\| `{key}`|^\| .*, `{key}`", page, re.MULTILINE), key
 
 
 def test_npz(workdir, data_dir, tmp_path):
