@@ -36,6 +36,7 @@ dl.cards dd small { display: block; font-size: .875rem; font-weight: 400; color:
 figure { margin: 0; }
 figure .scroll { background: #ffffff; }
 figure img { display: block; width: 100%; min-width: 34rem; height: auto; }
+figure + .scroll { margin-top: 1rem; }
 figcaption, p.note { color: var(--soft); font-size: .875rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
 .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); }
@@ -152,7 +153,7 @@ def _figure(picture: Picture) -> str:
     f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{_text(picture.title)}">'
     f'<img src="data:image/png;base64,{data}" alt="{_text(picture.alt)}"></div>'
     f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
-  )
+  ) + (_table(picture.table, caption=picture.table.title) if picture.table else "")
 
 
 def _table(table: Table, *, caption: str) -> str:

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from bcgd_jax.report.tables import Table
+
 # Okabe and Ito's palette, told apart with every common colour blindness; one colour a phase.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 200  # twice the 100 at which the figures' sizes are meant
@@ -42,13 +44,17 @@ _STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-  """A finished figure: file name, PNG bytes, heading, caption, and `alt` for who cannot see it."""
+  """A finished figure: file name, PNG bytes, heading, caption, and `alt` for who cannot see it.
+
+  `table`, where there is one, is shown below it: its title is its caption.
+  """
 
   file_name: str
   png: bytes
   title: str
   caption: str
   alt: str
+  table: Table | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bcgd_jax.report import figures, histograms, html, plotting, watching
+from bcgd_jax.report import figures, histograms, html, plotting, predictions, watching
 from bcgd_jax.report.files import read_json, write_atomic, write_json
 from bcgd_jax.report.overview import Overview, finished_overview, unfinished_overview
 from bcgd_jax.report.workdir import RunFiles, read_run_files
@@ -24,6 +24,7 @@ _SUMMARY_KEYS = (
 )
 _PICTURE_FILES = (
   "curves.png",
+  "predictions.png",
   "weights.png",
   "alpha.png",
   "codes.png",
@@ -40,9 +41,9 @@ def write_report(workdir: Path) -> Path:
   (fractions, null where the run has no such phase), weight_bits, activation_bits, float_bytes,
   quantized_bytes, phase_seconds ({phase: seconds}), model, dataset, num_parameters and
   num_test_examples. The figures are there as far as the run has recorded what they show: curves,
-  weights, alpha, codes, dead, optimizer and speed, all .png. report.html holds all of it in one
-  file. Each file is replaced atomically, report.html last. Nothing else in the workdir is touched,
-  so that the run may go on meanwhile.
+  predictions, weights, alpha, codes, dead, optimizer and speed, all .png. report.html holds all of
+  it in one file. Each file is replaced atomically, report.html last. Nothing else in the workdir is
+  touched, so that the run may go on meanwhile.
 
   Raises:
     UsageError: if the folder is not that of a run with metrics, or a file of the run is invalid.
@@ -98,6 +99,7 @@ def draw_pictures(files: RunFiles) -> list[plotting.Picture]:
   order = [span.phase for span in plotting.phase_spans(files.records)]
   pictures = (
     figures.curves_picture(files.records),
+    predictions.predictions_picture(files.gallery),
     histograms.weights_picture(files.weights, order=order, layers=layers),
     figures.alpha_picture(files.records, layers),
     watching.codes_picture(files.records, layers),

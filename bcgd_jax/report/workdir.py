@@ -7,6 +7,7 @@ from typing import Any
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report.files import is_number, is_number_map, read_json
+from bcgd_jax.report.gallery import Gallery, read_gallery
 from bcgd_jax.report.records import METRICS_FILE, read_metrics
 
 
@@ -15,17 +16,18 @@ class RunFiles:
   """What a run left in its workdir, checked.
 
   `run` is None if the run has not ended. `records` has one at least. `weights` is empty if no phase
-  has ended, or the run kept no histograms.
+  has ended, or the run kept no histograms. `gallery` is None where the run has written none.
   """
 
   config: dict[str, Any]
   run: dict[str, Any] | None
   records: list[dict[str, Any]]
   weights: dict[str, dict[str, Any]]
+  gallery: Gallery | None
 
 
 def read_run_files(workdir: Path) -> RunFiles:
-  """Reads config.json, metrics.jsonl and, where they are there, run.json and weights.json.
+  """Reads config.json, metrics.jsonl and, if there, run.json, weights.json and gallery.npz.
 
   A run may go on meanwhile: it replaces its files whole, and of its metrics the whole lines count.
 
@@ -52,7 +54,13 @@ def read_run_files(workdir: Path) -> RunFiles:
     raise UsageError(
       f"{workdir / METRICS_FILE} has no record yet: the first comes after config.log_every_steps"
     )
-  return RunFiles(config=config, run=run, records=records, weights=weights)
+  return RunFiles(
+    config=config,
+    run=run,
+    records=records,
+    weights=weights,
+    gallery=read_gallery(workdir),
+  )
 
 
 def _is_count(value: object) -> bool:

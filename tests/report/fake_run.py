@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bcgd_jax.report.files import dump_json, write_json
+from bcgd_jax.report.gallery import Gallery, write_gallery
 
 PATHS = ("stem/conv", "block1/conv1", "block1/conv2", "head/dense")
 SIZES = (144, 2304, 2304, 640)
@@ -102,6 +103,25 @@ def make_run(*, quantized: bool = True) -> dict[str, Any]:
   }
 
 
+def make_gallery(*, channels: int = 1, **changes: Any) -> Gallery:
+  """Three images of a sample, the networks disagreeing on the last, and one of two others."""
+  images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), np.uint8)
+  fields: dict[str, Any] = {
+    "images": images,
+    "labels": np.array([3, 0, 1, 2], np.int32),
+    "float_predictions": np.array([3, 1, 1, 0], np.int32),
+    "quantized_predictions": np.array([3, 1, 2, 2], np.int32),
+    "num_sample": 3,
+    "counts": np.array([340, 1, 2, 17]),
+    "num_different": 3,
+    "num_seen": 360,
+    "split_size": 360,
+    "phases": ("float", "quantized"),
+    "class_names": (),
+  }
+  return Gallery(**(fields | changes))
+
+
 def write_records(workdir: Path, records: list[dict[str, Any]]) -> None:
   text = "".join(dump_json(record) + "\n" for record in records)
   (workdir / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -113,4 +133,6 @@ def write_run(workdir: Path, *, quantized: bool = True) -> Path:
   write_json(workdir / "weights.json", make_weights(quantized=quantized))
   write_json(workdir / "run.json", make_run(quantized=quantized))
   write_json(workdir / "config.json", CONFIG)
+  if quantized:
+    write_gallery(workdir, make_gallery())
   return workdir

@@ -14,9 +14,10 @@ from absl.testing import absltest, parameterized
 
 from bcgd_jax.errors import UsageError
 from bcgd_jax.report import files, read_summary, write_report
+from bcgd_jax.report.gallery import write_gallery
 
 _VOID = {"meta", "img", "br"}
-_PICTURES = ("curves", "weights", "alpha", "codes", "dead", "optimizer", "speed")
+_PICTURES = ["curves", "predictions", "weights", "alpha", "codes", "dead", "optimizer", "speed"]
 
 
 class _Page(HTMLParser):
@@ -106,6 +107,12 @@ class QuantizedRunTest(parameterized.TestCase):
       self.assertIn(f"{cell}\n", page.text["td"])
     for path in fake_run.PATHS:
       self.assertIn(f"{path}\n", page.text["th"])
+    self.assertIn("Predictions\n", page.text["h2"])
+    self.assertIn("on 3 of them the two networks disagree", page.text["span"])
+    for row in ("Both right\n", "Only float right\n", "Only quantized right\n", "Both wrong\n"):
+      self.assertIn(row, page.text["th"])
+    for cell in ("94.44 %", "0.28 %", "0.56 %", "4.72 %"):  # 340, 1, 2 and 17 of 360
+      self.assertIn(f"{cell}\n", page.text["td"])
     self.assertEqual(json.loads(page.text["pre"]), fake_run.CONFIG)
 
   def test_page_is_accessible_and_adapts(self):
@@ -136,7 +143,8 @@ class WriteReportTest(parameterized.TestCase):
     self.assertFalse(stale.exists())
     self.assertIn("Trained in float: 32-bit weights and activations, 5,393", page.text["p"])
     self.assertNotIn("Quantized test accuracy", page.text["dt"])
-    self.assertLen(page.all("img"), 5)  # all but alpha and codes
+    self.assertNotIn("Predictions", page.text["h2"])
+    self.assertLen(page.all("img"), 5)  # all but predictions, alpha and codes
     summary = read_summary(self.folder)
     self.assertIsNone(summary["quantized_test_accuracy"])
     self.assertEqual(summary["float_test_accuracy"], 0.975)
@@ -145,7 +153,7 @@ class WriteReportTest(parameterized.TestCase):
     fake_run.write_run(self.folder)
     (self.folder / "weights.json").unlink()
     page = _Page(write_report(self.folder).read_text(encoding="utf-8"))
-    self.assertLen(page.all("img"), 6)
+    self.assertLen(page.all("img"), 7)
 
   def test_same_run_same_bytes(self):
     self._write(quantized=False)
@@ -164,6 +172,8 @@ class WriteReportTest(parameterized.TestCase):
     files.write_json(self.folder / "config.json", {evil: evil})
     records = [{**r, "phase": evil} for r in fake_run.make_records()]
     fake_run.write_records(self.folder, records)
+    gallery = fake_run.make_gallery(phases=(evil, evil), class_names=(evil,) * 4)
+    write_gallery(self.folder, gallery)
     weights = {evil: {evil: fake_run.make_weights()["quantized"]["head/dense/kernel"]}}
     files.write_json(self.folder / "weights.json", weights)
     page = _Page(write_report(self.folder).read_text(encoding="utf-8"))
@@ -171,7 +181,8 @@ class WriteReportTest(parameterized.TestCase):
     self.assertEqual(page.text["h1"].strip(), f"{evil} on {evil}")
     self.assertEqual(json.loads(page.text["pre"]), {evil: evil})
     self.assertIn(evil, page.text["th"])
-    self.assertTrue(any(evil in image["alt"] for image in page.all("img")))
+    self.assertIn(f"float {evil}", page.all("img")[1]["alt"])
+    self.assertTrue(any(evil in image["alt"] for image in page.all("img")[2:]))
 
   def _write_unfinished(self, records: list[dict[str, Any]], *, tail: str = "") -> _Page:
     """The page of a run that has written records and config.json, and half of another record."""
@@ -197,7 +208,8 @@ class WriteReportTest(parameterized.TestCase):
     for cell in ("40\n", "97.50 %\n", "72\n", "0.1408\n", "-\n"):
       self.assertIn(cell, page.text["td"])
     self.assertIn("25.00 % of it waiting for input", page.text["small"])
-    names = [*(f"{name}.png" for name in _PICTURES if name != "weights"), "report.html"]
+    recorded = [name for name in _PICTURES if name not in ("predictions", "weights")]
+    names = [*(f"{name}.png" for name in recorded), "report.html"]
     self.assertCountEqual(os.listdir(self.folder / "report"), names)
 
   def test_run_before_its_first_validation(self):
