@@ -127,8 +127,7 @@ def eval_step(variables: PyTree, batch: Batch, *, options: StepOptions) -> dict[
     batch: "image", "label" as for `train_step`, and "mask" bool [b].
     options: what is scored; "loss" is plain cross-entropy, whatever the trained loss.
   """
-  x = normalize(batch["image"], options.mean, options.std)
-  logits = cast(jax.Array, options.eval_model.apply(variables, x, train=False))
+  logits = _score(variables, batch, options)
   mask = batch["mask"]
   # where, not a product: a padded example's loss may be anything
   losses = jnp.where(mask, cross_entropy()(logits, batch, None), 0.0)
@@ -139,6 +138,26 @@ def eval_step(variables: PyTree, batch: Batch, *, options: StepOptions) -> dict[
     "count": jnp.sum(mask, dtype=jnp.int32),
   }
   return sums if options.axis_name is None else jax.lax.psum(sums, options.axis_name)
+
+
+def predict_step(variables: PyTree, batch: Batch, *, options: StepOptions) -> jax.Array:
+  """The class that each example of one global batch is given: int32 [global batch], in its order.
+
+  Args:
+    variables: as for `eval_step`.
+    batch: "image" as for `train_step`.
+    options: what predicts is `eval_model`.
+  """
+  classes = jnp.argmax(_score(variables, batch, options), axis=-1).astype(jnp.int32)
+  if options.axis_name is None:
+    return classes
+  return jax.lax.all_gather(classes, options.axis_name, tiled=True)
+
+
+def _score(variables: PyTree, batch: Batch, options: StepOptions) -> jax.Array:
+  """Logits [b, classes] of the network as it is scored."""
+  x = normalize(batch["image"], options.mean, options.std)
+  return cast(jax.Array, options.eval_model.apply(variables, x, train=False))
 
 
 def _is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
