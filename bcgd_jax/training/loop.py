@@ -18,6 +18,7 @@ from bcgd_jax.report.progress import progress
 from bcgd_jax.training.batch_stats import recalibrate_batch_stats
 from bcgd_jax.training.checkpoint import CheckpointMeta, CheckpointStore
 from bcgd_jax.training.distributed import is_primary, on_primary
+from bcgd_jax.training.gallery import write_run_gallery
 from bcgd_jax.training.metrics import MetricsSink, MetricsWriter, NoMetrics
 from bcgd_jax.training.recipe import Phase, enter_phase
 from bcgd_jax.training.results import write_phase_weights, write_run
@@ -46,7 +47,7 @@ def train_and_evaluate(
   devices: Sequence[jax.Device] | None = None,
   hooks: Hooks | None = None,
 ) -> dict[str, Any]:
-  """Trains, scores each phase on the test split and writes run.json.
+  """Trains, scores each phase on the test split and writes gallery.npz and run.json.
 
   Args:
     config: nested mapping with the keys of configs/default.py.
@@ -79,6 +80,8 @@ def train_and_evaluate(
     writer.close()
     run.store.wait()
   variables = load_phase(run, run.phases[-1])
+  with run.hooks.slow():
+    write_run_gallery(run, variables)  # before run.json, after which nothing is done again
   on_primary(
     lambda: write_run(
       workdir,

@@ -59,7 +59,7 @@ def test_summary_agrees_with_the_metrics_and_the_arithmetic_of_bytes(run):
 
 def test_report_and_events_are_there(run):
   workdir, _ = run
-  for name in ("curves.png", "weights.png", "alpha.png", "report.html"):
+  for name in ("curves.png", "predictions.png", "weights.png", "alpha.png", "report.html"):
     assert (workdir / "report" / name).stat().st_size > 1000
   assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
   assert len(list((workdir / "profile").rglob("*.trace.json.gz"))) == 1

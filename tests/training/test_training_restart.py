@@ -77,7 +77,7 @@ def assert_same_end(workdir: Path, uninterrupted: Path) -> None:
   assert list(map(without_timing, read_metrics(workdir))) == list(
     map(without_timing, read_metrics(uninterrupted))
   )
-  for name in ("weights.json", "config.json"):
+  for name in ("weights.json", "gallery.npz", "config.json"):
     assert (workdir / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
