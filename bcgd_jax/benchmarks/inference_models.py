@@ -89,21 +89,25 @@ def _make_network(
   model = create_model(
     name, num_classes=num_classes, quantization=quantization, residual_alpha=residual_alpha
   )
-  images = jax.random.normal(jax.random.key(0), (2, *shape))
-
-  @jax.jit
-  def initialize(images: jax.Array) -> Any:
-    variables = model.init(jax.random.key(1), images, train=False)
-    # statistics of a batch, so that activations have the sizes of a trained network's
-    _, state = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    return {**variables, **state}
-
-  variables = flatten_dict(jax.device_get(initialize(images)))
+  images = jax.ShapeDtypeStruct((1, *shape), np.float32)
+  abstract = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
   rng = np.random.default_rng(0)
-  for path in variables:
-    if path[-1] == "alpha":  # all different, as those of a trained network are
-      variables[path] = np.float32(rng.uniform(0.2, 0.6))
-  return model, unflatten_dict(variables)
+  return model, unflatten_dict(
+    {path: _draw(rng, path[-1], leaf.shape) for path, leaf in flatten_dict(abstract).items()}
+  )
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Values that keep the size of activations through the network, float32."""
+  if name == "kernel":
+    values = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
+  elif name in ("scale", "var"):
+    values = np.ones(shape)
+  elif name == "alpha":  # all different, as those of a trained network are
+    values = rng.uniform(0.2, 0.6, shape)
+  else:
+    values = 0.1 * rng.normal(size=shape)
+  return np.asarray(values, np.float32)
 
 
 def _make_ours(name: str, shape: tuple[int, int, int], num_classes: int, variant: Variant) -> bytes:

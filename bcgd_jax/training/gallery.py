@@ -70,7 +70,7 @@ def write_run_gallery(run: Run, variables: PyTree) -> None:
     num_seen=len(found.labels),
     split_size=len(run.dataset.test),
     phases=(before.name, after.name),
-    class_names=(),
+    class_names=run.dataset.info.class_names,
   )
   write_gallery(run.workdir, gallery)
 

@@ -64,7 +64,7 @@ def test_images_are_those_of_the_split_and_spaced_evenly(finished):
     assert found.labels[index] == example["label"]
   others = slice(found.num_sample, None)
   assert np.all(found.float_predictions[others] != found.quantized_predictions[others])
-  assert found.class_names == ()
+  assert found.class_names == tuple("0123456789")
 
 
 def test_written_again_it_is_the_same_file(finished):
