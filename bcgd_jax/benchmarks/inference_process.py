@@ -23,6 +23,9 @@ from bcgd_jax.errors import TrainingError
 Result = TypeVar("Result")
 
 _MIN_TURN_SECONDS = 0.05
+# ONNX Runtime's threads spin for some milliseconds after their last work; without a pause they take
+# the cores of the network whose turn it is, which doubled its times on two cores.
+_PAUSE_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +76,8 @@ def run_apart(function: Callable[..., Result], *arguments: Any) -> Result:
 def measure_latency(files: Mapping[str, Path], options: Options) -> dict[str, list[list[float]]]:
   """Seconds of each inference: by network, a list a round.
 
-  In a round each network takes its turn, of several inferences after an untimed one, which wakes
-  its threads. Of one thread the whole process is held to one core.
+  In a round each network takes its turn, of several inferences after a pause and an untimed one,
+  which wakes its threads. Of one thread the whole process is held to one core.
   """
   _use_threads(options.threads)
   runs = {name: _open(path, options) for name, path in files.items()}
@@ -122,6 +125,7 @@ class _Turn:
     self.seconds: list[list[float]] = []
 
   def __call__(self) -> None:
+    time.sleep(_PAUSE_SECONDS)
     self._run()
     found = []
     for _ in range(self._count):
