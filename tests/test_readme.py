@@ -1,5 +1,6 @@
 """What the README shows, runs."""
 
+import json
 import re
 import subprocess
 import sys
@@ -94,3 +95,23 @@ def test_importing_the_method_needs_none_of_the_training_packages():
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == "[]"
+
+
+def test_times_of_inference_are_the_committed_ones():
+  rows = json.loads((ROOT / "docs/results/benchmarks/inference_cpu.json").read_text())
+  alone = [row for row in rows if (row["batch_size"], row["threads"]) == (1, 1)]
+  sizes = {
+    row["model"]: row["file_bytes"] for row in alone if row["network"] == "float, ONNX Runtime"
+  }
+  expected = {
+    (
+      f"{sizes[row['model']] / row['file_bytes']:.1f} x",
+      f"{row['ratio_to_float']:.3f}",
+      f"{row['ratio_to_int8']:.3f}",
+    )
+    for row in alone
+  }
+  (table,) = re.findall(r"\| Network \| File \|.*\n.*\n((?:\|.*\n)+)", README)
+  found = [tuple(line.strip("| ").split(" | ")[2:]) for line in table.splitlines()]
+  assert len(found) == 7
+  assert set(found) <= expected
