@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 from bcgd_jax.export.graph import GraphWriter
 from bcgd_jax.export.networks import describe_network
+from bcgd_jax.models import BATCH_NORM_EPSILON
 
 _OPSET_VERSION, _IR_VERSION = 14, 7
-_BN_EPSILON = 1e-5  # of `LayerFactory.normalize`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,19 +76,18 @@ class _FloatBuilder:
     self.image = _Tensor("image", image_shape)
     self.num_classes = 0
 
-  def conv(self, x: _Tensor, path: str, *, stride: int = 1, padding: int | None = None) -> _Conv:
+  def conv(self, x: _Tensor, path: str, *, stride: int = 1) -> _Conv:
     kernel = np.asarray(self._params[f"{path}/kernel"])
-    if kernel.ndim == 2:
-      kernel = kernel.reshape(*x.shape, -1)
-      padding = 0
-    padding = (kernel.shape[0] - 1) // 2 if padding is None else padding
+    is_dense = kernel.ndim == 2
+    kernel = kernel.reshape(*x.shape, -1) if is_dense else kernel
+    padding = 0 if is_dense else (kernel.shape[0] - 1) // 2
     bias = np.asarray(self._params.get(f"{path}/bias", np.zeros(kernel.shape[-1], np.float32)))
     return _Conv(x, kernel, bias, stride, padding)
 
   def normalize(self, x: _Conv, path: str) -> _Conv:
     mean, var = (np.asarray(self._stats[f"{path}/{key}"]) for key in ("mean", "var"))
     gain = np.asarray(self._params.get(f"{path}/scale", np.ones_like(var)))
-    gain = gain / np.sqrt(var + np.float32(_BN_EPSILON))
+    gain = gain / np.sqrt(var + np.float32(BATCH_NORM_EPSILON))
     bias = np.asarray(self._params.get(f"{path}/bias", np.zeros_like(var)))
     return dataclasses.replace(x, weights=x.weights * gain, bias=(x.bias - mean) * gain + bias)
 

@@ -27,11 +27,11 @@ from bcgd_jax.export.integer import (
   TableSum,
 )
 from bcgd_jax.export.requantize import Reach, find_reach, solve_requantizer
+from bcgd_jax.models import BATCH_NORM_EPSILON
 from bcgd_jax.numerics import ALPHA_RANGE, WeightQuantizer
 
 _MAX_ACC = 2**31 - 1
 _MAX_INT16 = 127 * 256 + 127  # two signed bytes
-_BN_EPSILON = 1e-5  # of `LayerFactory.normalize`
 # Float32 arithmetic moves a threshold by some units in the last place of the largest term: 1e-6 of
 # a code is usual at 4 bits, 1e-4 at 8. More than this is another network.
 _MAX_SHIFT = 0.01
@@ -114,17 +114,16 @@ class ProgramBuilder:
       shape=image.shape,
     )
 
-  def conv(self, x: Value, path: str, *, stride: int = 1, padding: int | None = None) -> Sum:
-    """A convolution, padded by (size - 1) / 2 unless told otherwise, or a dense layer.
+  def conv(self, x: Value, path: str, *, stride: int = 1) -> Sum:
+    """A convolution, padded by (size - 1) / 2, or a dense layer.
 
     A dense kernel [height * width * in, out] becomes one of the map's own size.
     """
     kernel = np.asarray(self._params[f"{path}/kernel"])
-    if kernel.ndim == 2:
-      kernel = kernel.reshape(*x.shape, -1)
-      padding = 0
+    is_dense = kernel.ndim == 2
+    kernel = kernel.reshape(*x.shape, -1) if is_dense else kernel
     height, width = kernel.shape[:2]
-    padding = (height - 1) // 2 if padding is None else padding
+    padding = 0 if is_dense else (height - 1) // 2
     codes, scale, num_bits = self._encode(f"{path}/kernel", kernel, x)
     reach = find_reach(codes, smallest=x.smallest, largest=x.largest)
     conv = Conv(
@@ -156,7 +155,7 @@ class ProgramBuilder:
     mean, var = (np.asarray(self._stats[f"{path}/{key}"], np.float64) for key in ("mean", "var"))
     # batch norm without scale and bias has no such parameters
     gain = np.asarray(self._params.get(f"{path}/scale", np.ones_like(var)), np.float64)
-    gain = gain / np.sqrt(var + _BN_EPSILON)
+    gain = gain / np.sqrt(var + BATCH_NORM_EPSILON)
     bias = np.asarray(self._params.get(f"{path}/bias", np.zeros_like(var)), np.float64)
     terms = tuple(dataclasses.replace(term, slope=term.slope * gain) for term in x.terms)
     return dataclasses.replace(x, terms=terms, offset=(x.offset - mean) * gain + bias)

@@ -1,5 +1,6 @@
 """Networks for image classification, quantized as a `Quantization` says."""
 
+from bcgd_jax.models.factory import BATCH_NORM_EPSILON as BATCH_NORM_EPSILON
 from bcgd_jax.models.factory import BATCH_NORM_MODES as BATCH_NORM_MODES
 from bcgd_jax.models.factory import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
 from bcgd_jax.models.factory import ImageClassifier as ImageClassifier

@@ -15,6 +15,7 @@ from bcgd_jax.numerics import WeightQuantizer
 
 BATCH_NORM_MODES = ("global", "per_replica")
 BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
 
 # N(0, 2 / (kernel_height * kernel_width * out_features)): authors' code and torchvision alike.
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -127,7 +128,7 @@ class LayerFactory:
     wide_dtype = self.wide_dtype
     norm = nn.BatchNorm(
       momentum=BATCH_NORM_MOMENTUM,
-      epsilon=1e-5,
+      epsilon=BATCH_NORM_EPSILON,
       use_scale=self.batch_norm_affine,
       use_bias=self.batch_norm_affine,
       dtype=wide_dtype,
