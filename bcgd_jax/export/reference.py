@@ -23,8 +23,8 @@ def make_reference(
     model: called as `model(x, train)`.
     variables: its parameters and statistics.
   Returns:
-    x -> (values, codes, logits). Both dicts have an entry for each use of a `QuantReLU`, by its
-    path, the n-th use of one that is shared as path_n: float32 x / alpha, what the staircase is
+    x -> (values, codes, logits). Both dicts have an entry for each use of a quantized `QuantReLU`,
+    by its path, the n-th use of one that is shared as path_n: float32 x / alpha, what the staircase is
     given in units of its step, and uint8 codes.
   """
 
@@ -36,7 +36,7 @@ def make_reference(
     def record(next_fn: Any, args: Any, kwargs: Any, context: Any) -> Any:
       y = next_fn(*args, **kwargs)
       module = context.module
-      if isinstance(module, QuantReLU) and context.method_name == "__call__":
+      if _is_staircase(module) and context.method_name == "__call__":
         alpha = jnp.clip(module.get_variable("params", "alpha"), *ALPHA_RANGE)
         path = "/".join(module.path)
         uses[path] = uses.get(path, 0) + 1
@@ -51,6 +51,10 @@ def make_reference(
 
   compiled = jax.jit(evaluate)
   return lambda x: compiled(variables, x)
+
+
+def _is_staircase(module: nn.Module) -> bool:
+  return isinstance(module, QuantReLU) and module.num_bits is not None
 
 
 def find_margins(values: np.ndarray, codes: np.ndarray, *, num_levels: int) -> np.ndarray:

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from export_helpers import MEAN, STD, code_names, make_case, make_images
+from export_helpers import MEAN, STD, code_names, make_case, make_images, make_variables
 
 from bcgd_jax.export.onnx import make_onnx
 from bcgd_jax.export.reference import find_margins, make_reference
 from bcgd_jax.export.runtime import make_runtime
 from bcgd_jax.export.verify import verify
-from bcgd_jax.models import Quantization
+from bcgd_jax.models import Quantization, create_model
 from bcgd_jax.numerics import Binary
 from bcgd_jax.training.steps import normalize
 
@@ -88,3 +88,12 @@ def test_margins_by_hand():
   codes = np.array([1, 1, 0, 15, 0, 4, 15, 15], np.uint8)
   found = find_margins(values, codes, num_levels=15)
   assert found.tolist() == [0.0, 0.25, 0.0, 0.0, 0.5, 1.0, 0.0, 1.0]
+
+
+def test_a_network_of_float_activations_has_logits_and_no_codes():
+  model = create_model("resnet8", num_classes=7, quantization=Quantization(weight=Binary()))
+  variables = make_variables(model, SHAPE, seed=0)
+  x = normalize(jnp.asarray(make_images(SHAPE, count=2)), (MEAN,), (STD,))
+  values, codes, logits = make_reference(model, variables)(x)
+  assert values == codes == {}
+  np.testing.assert_allclose(logits, model.apply(variables, x, train=False), rtol=1e-5, atol=1e-5)
