@@ -24,8 +24,8 @@ def make_reference(
     variables: its parameters and statistics.
   Returns:
     x -> (values, codes, logits). Both dicts have an entry for each use of a quantized `QuantReLU`,
-    by its path, the n-th use of one that is shared as path_n: float32 x / alpha, what the staircase is
-    given in units of its step, and uint8 codes.
+    by its path, the n-th use of one that is shared as path_n: float32 x / alpha, what the staircase
+    is given in units of its step, and uint8 codes.
   """
 
   def evaluate(variables: PyTree, x: jax.Array) -> tuple[dict, dict, jax.Array]:
