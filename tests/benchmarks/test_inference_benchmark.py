@@ -11,8 +11,8 @@ import pytest
 
 from bcgd_jax.benchmarks import inference_models
 from bcgd_jax.benchmarks.float_onnx import make_float_onnx
-from bcgd_jax.benchmarks.inference import latency_tables, make_page, size_table
 from bcgd_jax.benchmarks.inference_models import FLOAT, INT8, XLA
+from bcgd_jax.benchmarks.inference_tables import latency_tables, make_page, size_table
 from bcgd_jax.models import Quantization, create_model
 
 COMMAND = [sys.executable, "-m", "bcgd_jax.benchmarks.inference"]

@@ -1,5 +1,6 @@
 """Integer programs against the network, and ONNX Runtime against the program: code for code."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -66,28 +67,38 @@ def check(case, images, *, levels=LEVELS):
   [Binary, Ternary, lambda channel_axis: Uniform(4, channel_axis=channel_axis)],
   ids=["binary", "ternary", "uniform4"],
 )
-@pytest.mark.parametrize("residual_alpha", ["own", "network"])
-def test_quantizers(weight, channel_axis, residual_alpha):
-  quantization = quantize(weight(channel_axis=channel_axis))
-  check(
-    make_case("resnet8", SHAPE, quantization, residual_alpha=residual_alpha),
-    make_images(SHAPE, count=7),
+def test_an_alpha_each(weight, channel_axis):
+  case = make_case("resnet8", SHAPE, quantize(weight(channel_axis=channel_axis)))
+  check(case, make_images(SHAPE, count=7))
+
+
+# every quantizer with every number of activation bits; the other choices take turns, so that each
+# meets each quantizer
+COMBINATIONS = [
+  (weight, bits, (None, -1)[turn % 2], ("float", "8 bits", "same")[turn % 3], turn)
+  for turn, (weight, bits) in enumerate(
+    itertools.product([Binary, Ternary, Uniform(3), Uniform(4), Uniform(8)], [1, 2, 4, 6, 8])
   )
+]
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
-def test_activation_bits(bits):
-  case = make_case("resnet8", SHAPE, quantize(Binary(), bits=bits), residual_alpha="stream")
-  check(case, make_images(SHAPE, count=2))
-
-
-@pytest.mark.parametrize("first", [None, Uniform(8), "same"], ids=["float", "8 bits", "same"])
-@pytest.mark.parametrize("last", [None, Uniform(8), "same"], ids=["float", "8 bits", "same"])
-def test_first_and_last_layer(first, last):
-  shape = (9, 12, 3)
-  case = make_case("resnet8", shape, quantize(Binary(), first=first, last=last))
+@pytest.mark.parametrize(
+  ("weight", "bits", "channel_axis", "first", "turn"),
+  COMBINATIONS,
+  ids=[f"{turn}-A{bits}-first {first}" for _, bits, _, first, turn in COMBINATIONS],
+)
+def test_combinations(weight, bits, channel_axis, first, turn):
+  if isinstance(weight, Uniform):
+    quantizer = dataclasses.replace(weight, channel_axis=channel_axis)
+  else:
+    quantizer = weight(channel_axis=channel_axis)
+  choices = {"float": None, "8 bits": Uniform(8, channel_axis=channel_axis), "same": quantizer}
+  last = ("same", "float", "8 bits")[turn // 2 % 3]
+  quantization = quantize(quantizer, first=choices[first], last=choices[last], bits=bits)
+  shape = (9, 8, 1)
   # a float first layer is rounded to 16 bits: a code may differ where it lies on a threshold
-  check(case, make_images(shape, count=3))
+  case = make_case("resnet8", shape, quantization, residual_alpha="network", seed=turn)
+  check(case, make_images(shape, count=1 + turn % 3))
 
 
 @pytest.mark.parametrize(
