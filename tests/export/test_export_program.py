@@ -93,9 +93,9 @@ def test_combinations(weight, bits, channel_axis, first, turn):
   else:
     quantizer = weight(channel_axis=channel_axis)
   choices = {"float": None, "8 bits": Uniform(8, channel_axis=channel_axis), "same": quantizer}
-  last = ("same", "float", "8 bits")[turn // 2 % 3]
+  last = ("same", "float", "8 bits")[turn // 3 % 3]
   quantization = quantize(quantizer, first=choices[first], last=choices[last], bits=bits)
-  shape = (9, 8, 1)
+  shape = (9, 8, (1, 3)[turn // 2 % 2])
   # a float first layer is rounded to 16 bits: a code may differ where it lies on a threshold
   case = make_case("resnet8", shape, quantization, residual_alpha="network", seed=turn)
   check(case, make_images(shape, count=1 + turn % 3))
