@@ -12,6 +12,7 @@ from bcgd_jax.benchmarks.rotation import paired_ratios, time_in_rotation
 COMMAND = [sys.executable, "-m", "bcgd_jax.benchmarks.train_step", "--model=resnet8"]
 
 
+@pytest.mark.long
 def test_rows_are_written(tmp_path):
   path = tmp_path / "rows.json"
   flags = ["--devices=2", "--batch_size=8", "--image_size=16", "--rounds=3", f"--json={path}"]

@@ -9,6 +9,7 @@ from command_helpers import run_command
 FLAGS = ("--workers=1", "--batch_size=8", "--num_batches=24", "--repetitions=1", "--image_size=32")
 
 
+@pytest.mark.long
 def test_rows_of_all_pipelines(tmp_path):
   path = tmp_path / "rows.json"
   done = run_command(

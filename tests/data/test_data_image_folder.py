@@ -182,6 +182,7 @@ def test_the_first_batches_alone_are_read(photographs):
   assert sorted(opened) == list(range(16))
 
 
+@pytest.mark.long
 def test_two_thousand_photographs_come_through_workers_once_an_epoch(tmp_path):
   # of ImageNet's sizes, 500 x 375 on the average
   write_image_folder(tmp_path / "many", num_train=2000, num_val=10, num_classes=10)

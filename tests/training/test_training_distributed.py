@@ -119,6 +119,7 @@ def test_watchdog_stops_with_its_block():
     Watchdog(0.0)
 
 
+@pytest.mark.long
 def test_compiled_programs_are_kept_where_told(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
   program = Program(tmp_path, tmp_path / "run", f"--compilation_cache={tmp_path / 'programs'}")

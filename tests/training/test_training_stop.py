@@ -109,7 +109,10 @@ def test_a_run_of_two_processes_goes_on_in_one_and_on_fewer_devices(shared, pair
 
 @pytest.mark.parametrize(
   ("name", "number", "statuses"),
-  [("killed", signal.SIGKILL, {134}), ("stopped", signal.SIGSTOP, {134, 142})],
+  [
+    ("killed", signal.SIGKILL, {134}),
+    pytest.param("stopped", signal.SIGSTOP, {134, 142}, marks=pytest.mark.long),
+  ],
 )
 def test_a_lost_peer_ends_the_other_within_a_minute(shared, pair, tmp_path, name, number, statuses):
   del pair  # its programs are compiled
@@ -128,6 +131,7 @@ def test_a_lost_peer_ends_the_other_within_a_minute(shared, pair, tmp_path, name
   assert np.isfinite(losses(workdir)[24])
 
 
+@pytest.mark.long
 def test_a_peer_that_hangs_with_its_heartbeat_alive_ends_both(shared, pair, tmp_path):
   del pair
   program = Program(shared, tmp_path / "run", "--step_timeout=6", count=2, devices=2, hang_at="7")
