@@ -4,7 +4,6 @@ import jax
 
 # So that with several workers none is left alone with them at the end; the longest first.
 SLOW_FILES = (
-  "test_training_stop.py",
   "test_suite_command.py",
   "test_training_restart.py",
   "test_training_loop.py",

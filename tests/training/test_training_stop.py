@@ -11,6 +11,8 @@ from program_helpers import Program
 from bcgd_jax.report.files import read_json
 from bcgd_jax.report.records import read_metrics
 
+pytestmark = pytest.mark.long  # processes that wait for one another, by design for half a minute
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
@@ -88,7 +90,6 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(shared, pair, tmp_path):
   assert without_timing(workdir) == without_timing(pair)
 
 
-@pytest.mark.long
 def test_a_run_of_two_processes_goes_on_in_one_and_on_fewer_devices(shared, pair, tmp_path):
   workdir = tmp_path / "run"
   program = Program(shared, workdir, count=2, devices=2)
@@ -111,7 +112,7 @@ def test_a_run_of_two_processes_goes_on_in_one_and_on_fewer_devices(shared, pair
   ("name", "number", "statuses"),
   [
     ("killed", signal.SIGKILL, {134}),
-    pytest.param("stopped", signal.SIGSTOP, {134, 142}, marks=pytest.mark.long),
+    ("stopped", signal.SIGSTOP, {134, 142}),
   ],
 )
 def test_a_lost_peer_ends_the_other_within_a_minute(shared, pair, tmp_path, name, number, statuses):
@@ -131,7 +132,6 @@ def test_a_lost_peer_ends_the_other_within_a_minute(shared, pair, tmp_path, name
   assert np.isfinite(losses(workdir)[24])
 
 
-@pytest.mark.long
 def test_a_peer_that_hangs_with_its_heartbeat_alive_ends_both(shared, pair, tmp_path):
   del pair
   program = Program(shared, tmp_path / "run", "--step_timeout=6", count=2, devices=2, hang_at="7")
