@@ -25,8 +25,9 @@ TRAIN = [
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.10",
 ]
-# What bcgd_jax.benchmarks measures with, and the photographs it makes its images of.
-MEASURE = ["psutil>=6.0", "scikit-image>=0.24"]
+# What bcgd_jax.benchmarks measures with, the photographs it makes its images of, and what ONNX
+# Runtime's own quantization imports.
+MEASURE = ["psutil>=6.0", "scikit-image>=0.24", "sympy>=1.12"]
 # What bcgd_jax.export writes, and what its checks run it with.
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20"]
 TEST = [
@@ -52,6 +53,7 @@ setup(
   extras_require={
     "train": TRAIN,
     "export": TRAIN + EXPORT,
+    "measure": TRAIN + EXPORT + MEASURE,
     "test": TRAIN + MEASURE + EXPORT + TEST,
     # JAX for an accelerator; CUDA 13 wants a driver of 580 or newer, CUDA 12 one of 525.
     "tpu": [f"jax[tpu]{JAX}"],
@@ -60,6 +62,6 @@ setup(
     # Only for datasets whose preparation by TFDS itself runs TensorFlow (CIFAR-10, MNIST...).
     "tfds": ["tensorflow>=2.18"],
     # With what bcgd_jax.benchmarks compares.
-    "bench": [*TRAIN, *MEASURE, "brevitas>=0.12", "tensorflow>=2.18", "torch>=2.6"],
+    "bench": [*TRAIN, *EXPORT, *MEASURE, "brevitas>=0.12", "tensorflow>=2.18", "torch>=2.6"],
   },
 )
